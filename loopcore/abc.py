@@ -277,6 +277,9 @@ class Selector(Driver):
     def consider(self, info: FrameInfo, prediction: Prediction, frame: Frame | None) -> Sequence[str]:
         """The reasons to keep this frame; none: not wanted.
 
+        A reason is a word, such as the driver's own name: that one is given as the `name` of the table, so that two
+        tables of one driver can be told apart.
+
         Plain, quick; called in a worker thread, never twice at the same time on one instance. Frames of one camera
         come mostly, not strictly, in order of time.
 
@@ -290,6 +293,8 @@ class Selector(Driver):
 class Sink(Driver):
     """Delivers samples to one peer.
 
+    The attributes are the class's, or set by the constructor from its options.
+
     Attributes:
         media: The media types that the peer takes; empty: all. Others are transcoded to the first before they come.
         max_batch: How many samples one call of `send` may get.
@@ -298,11 +303,11 @@ class Sink(Driver):
         timeout_s: After this long a call counts as failed with an unknown outcome.
     """
 
-    media: ClassVar[tuple[str, ...]] = ()
-    max_batch: ClassVar[int] = 1
-    max_bytes: ClassVar[int] = 16_000_000
-    in_flight: ClassVar[int] = 1
-    timeout_s: ClassVar[float] = 60.0
+    media: tuple[str, ...] = ()
+    max_batch: int = 1
+    max_bytes: int = 16_000_000
+    in_flight: int = 1
+    timeout_s: float = 60.0
 
     @abstractmethod
     async def send(self, samples: Sequence[Sample]) -> Sequence[Receipt]:

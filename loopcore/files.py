@@ -5,12 +5,15 @@ Every write goes through a `Disk`, so that a test can hand in one that records, 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path, PurePosixPath
 
 from msgspec import Struct
@@ -22,7 +25,7 @@ class Disk:
     """The few ways in which files are changed. Each method is one step that a power cut may separate from the next."""
 
     def open(self, path: Path, *, append: bool = False) -> int:
-        """Create a file for writing, empty unless `append`, and return its descriptor."""
+        """Create a file for writing (0600), empty unless `append`, and return its descriptor."""
         mode = os.O_APPEND if append else os.O_TRUNC
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | mode, 0o600)
 
@@ -31,6 +34,8 @@ class Disk:
         waiting = [memoryview(part) for part in parts if part]
         while waiting:
             written = os.writev(descriptor, waiting[:512])
+            if not written:
+                raise OSError(errno.EIO, "nothing was written")
             while waiting and written >= len(waiting[0]):
                 written -= len(waiting.pop(0))
             if waiting and written:
@@ -57,6 +62,11 @@ class Disk:
         """Make a folder (0700) in one that exists; nothing happens if it is there."""
         path.mkdir(mode=0o700, exist_ok=True)
 
+    def free(self, path: Path) -> int:
+        """How many bytes this user may still write to the disk of a folder."""
+        found = os.statvfs(path)
+        return found.f_bavail * found.f_frsize
+
     def sync_folder(self, path: Path) -> None:
         """Names made, changed and removed in this folder survive a power cut."""
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -67,6 +77,7 @@ class Disk:
 
 
 DISK = Disk()
+_drafts = count()
 
 
 class UnzipLimits(Struct, frozen=True, kw_only=True):
@@ -81,9 +92,9 @@ def write_atomic(path: Path, data: bytes, *, disk: Disk = DISK) -> None:
     """Write a file so that, whatever happens, its name holds the old content or the new, whole; durable on return.
 
     Raises:
-        StorageError: The disk refused; the old content is untouched.
+        StorageError: The disk refused. The name holds the old content, or, if only the folder's sync failed, the new.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft = path.with_name(f".{path.name}.{os.getpid()}-{next(_drafts)}.tmp")
     try:
         descriptor = disk.open(draft)
         try:
@@ -106,15 +117,20 @@ def read_bounded(path: Path, limit: int) -> bytes:
         StorageError: It is missing, unreadable, not a regular file, or larger.
     """
     try:
-        with path.open("rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        with open(path, "rb", opener=_open_at_once) as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
                 raise StorageError(f"{path} is not a regular file")
-            data = file.read(limit + 1)
+            data = file.read(min(limit, found.st_size) + 1)  # so much memory is taken beforehand
     except OSError as exc:
         raise StorageError(f"cannot read {path}: {exc.strerror or exc}") from exc
     if len(data) > limit:
         raise StorageError(f"{path} is larger than {limit} bytes")
     return data
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would wait for its writer
 
 
 def inner_path(folder: Path, name: str) -> Path:
@@ -150,7 +166,15 @@ def unzip(archive: Path, into: Path, limits: UnzipLimits | None = None) -> None:
                     continue
                 target.parent.mkdir(parents=True, exist_ok=True)
                 budget -= _extract(bundle, member, target, budget)
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, EOFError, RuntimeError, ValueError) as exc:
+    except (
+        zipfile.BadZipFile,
+        zipfile.LargeZipFile,
+        NotImplementedError,
+        EOFError,
+        RuntimeError,
+        ValueError,
+        zlib.error,
+    ) as exc:
         raise ModelError(f"{archive.name} is not a sound zip: {exc}") from exc
     except OSError as exc:
         raise ModelError(f"cannot unpack {archive.name}: {exc.strerror or exc}") from exc
@@ -168,6 +192,8 @@ def _check_members(archive: Path, members: Sequence[zipfile.ZipInfo], limits: Un
         kind = stat.S_IFMT(member.external_attr >> 16)
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise ModelError(f"{archive.name}: {member.filename!r} is a link or a device")
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ModelError(f"{archive.name}: {member.filename!r} is compressed in an unusual way")
         if member.flag_bits & 0x1:
             raise ModelError(f"{archive.name}: {member.filename!r} is encrypted")
         if member.file_size > 1_000_000 and member.file_size > limits.max_ratio * max(member.compress_size, 1):
@@ -201,9 +227,11 @@ def locked(path: Path) -> Iterator[None]:
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as exc:
+        except BlockingIOError as exc:
             owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
             raise StorageError(f"{path.parent} is in use by process {owner}") from exc
+        except OSError as exc:
+            raise StorageError(f"cannot lock {path}: {exc.strerror or exc}") from exc
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         yield

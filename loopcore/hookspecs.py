@@ -97,7 +97,8 @@ async def loopcore_prediction_made(info: FrameInfo, prediction: Prediction) -> N
 async def loopcore_sample_kept(sample: SampleInfo) -> None:
     """A sample was accepted and is durable.
 
-    Called once for each acceptance, merged ones included.
+    Called once for each acceptance, merged ones included, behind a bounded queue: when implementations cannot keep up,
+    the oldest waiting ones are left out and counted.
 
     Args:
         sample: As it is now in the outbox.

@@ -1,0 +1,1 @@
+"""loopcore's road to Edge Impulse."""

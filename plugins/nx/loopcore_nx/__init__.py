@@ -1,0 +1,1 @@
+"""loopcore's road to the Nx AI Manager."""

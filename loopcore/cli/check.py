@@ -1,0 +1,127 @@
+"""`loopcore check`: what is wrong with a configuration, before anything is started."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from loopcore.cli.console import Console
+from loopcore.config import Config, load
+from loopcore.errors import ConfigError, LoopcoreError, PluginError
+from loopcore.plan import Plan, resolve
+from loopcore.registry import Registry
+from loopcore.types import Model, Problem
+
+if TYPE_CHECKING:
+    from loopcore.abc import Driver
+
+LIMIT_S = 30.0
+"""How long a peer may take to answer."""
+
+
+def check(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The TOML file.")],
+    online: Annotated[bool, typer.Option("--online", help="Ask the platforms and sinks, too.")] = False,
+) -> None:
+    """Check a TOML file: the keys, the drivers and their options, the plugins and the model. Nothing is started."""
+    console = Console()
+    with tempfile.TemporaryDirectory(prefix="loopcore-") as scratch:
+        config = load(file)
+        plan = resolve(config, Registry())
+        plan.hooks.mounts(_NoService())
+        model = _open_model(plan, Path(scratch))
+        for warning in config.warnings:
+            console.warn(warning)
+        problems = _ask_all(plan, model) if online else []
+    for part, problem in problems:
+        console.print(f"{part}: {'' if problem.fatal else 'warning: '}{problem.message}")
+    if any(problem.fatal for _, problem in problems):
+        raise typer.Exit(1)
+    console.print(f"{file} is good: {', '.join(_summary(config, model))}.")
+
+
+class _NoService:
+    """A service before the node is there: applications may hold it, but not use it yet."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise PluginError(f"'{name}' of the service was used before the node has started")
+
+
+def _open_model(plan: Plan, scratch: Path) -> Model | None:
+    path = plan.config.model_path
+    if path is None or plan.backend is None:
+        return None
+    from loopcore.deploy.package import open_model
+
+    if not path.exists():
+        raise plan.config.error("backend.model", f"there is no model {path}")
+    model = open_model(path, scratch / "model")
+    if model.info.format not in plan.backend.type.formats:
+        formats = ", ".join(plan.backend.type.formats)
+        message = f"the model is in the format {model.info.format!r}, expected one that the backend runs ({formats})"
+        raise plan.config.error("backend.model", message)
+    return model
+
+
+def _summary(config: Config, model: Model | None) -> Iterator[str]:
+    yield f"node {config.node.name!r}"
+    if config.backend:
+        what = f"{model.info.name} {model.info.version}" if model else config.backend.model
+        yield f"backend {config.backend.driver} with model {what!r}"
+    for word in ("sources", "selectors", "sinks", "platforms", "rollouts"):
+        if tables := getattr(config, word):
+            names = [getattr(table, "name", None) or f"{table.source} to {table.target}" for table in tables]
+            yield f"{len(tables)} {word if len(tables) > 1 else word[:-1]} ({', '.join(names)})"
+    for word in ("trainer", "annotator"):
+        if table := getattr(config, word):
+            yield f"{word} {table.driver}"
+    yield f"server at {config.server.host}:{config.server.port}"
+
+
+def _ask_all(plan: Plan, model: Model | None) -> Sequence[tuple[str, Problem]]:
+    import anyio
+
+    return anyio.run(_answers, plan, model)
+
+
+async def _answers(plan: Plan, model: Model | None) -> list[tuple[str, Problem]]:
+    singles = [part for part in (plan.trainer, plan.annotator) if part]
+    parts: list[tuple[str, Driver]] = [
+        (f"{part.table.key} {part.table.name!r}", part.driver)
+        for part in (*plan.platforms, *plan.sources, *plan.selectors, *plan.sinks, *singles)
+    ]
+    if plan.backend and model:
+        parts.append((f"backend {plan.backend.table.name!r}", plan.backend.type(plan.backend.options, model)))
+    return [(name, problem) for name, driver in parts for problem in await _answer(driver)]
+
+
+async def _answer(driver: Driver) -> Sequence[Problem]:
+    import anyio
+
+    try:
+        with anyio.fail_after(LIMIT_S):
+            async with _entered(driver):
+                return await driver.check()
+    except ConfigError:
+        raise
+    except LoopcoreError as exc:
+        return [Problem(message=str(exc))]
+    except TimeoutError:
+        return [Problem(message=f"no answer within {LIMIT_S:.0f} s")]
+
+
+@asynccontextmanager
+async def _entered(driver: Driver) -> AsyncIterator[None]:
+    """The driver guard: what a driver raises of its own accord is the plugin's fault, not the program's."""
+    try:
+        async with driver:
+            yield
+    except (LoopcoreError, TimeoutError):
+        raise
+    except Exception as exc:
+        raise PluginError(f"the driver failed: {type(exc).__name__}: {exc}") from exc

@@ -1,0 +1,7 @@
+"""From the outbox to the sinks: one `Delivery` for each. Read `delivery.py` first."""
+
+from loopcore.collect.delivery.circuit import Backoff
+from loopcore.collect.delivery.delivery import Delivery
+from loopcore.collect.delivery.settling import Events
+
+__all__ = ["Backoff", "Delivery", "Events"]

@@ -1,0 +1,180 @@
+"""What a person asks of an outbox: what is in it, what was lost, back with this, away with that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from loopcore.collect.outbox.accepting import Accepting
+from loopcore.collect.outbox.clock import AgeClock
+from loopcore.collect.outbox.index import Index, Row, SinkRow
+from loopcore.collect.outbox.reader import Reader
+from loopcore.collect.outbox.rejects import Rejects
+from loopcore.collect.outbox.room import Room
+from loopcore.collect.outbox.segments import Segments
+from loopcore.collect.outbox.terms import Listed, Taker
+from loopcore.errors import StorageError
+from loopcore.types import Sample, image_id
+
+_CHUNK = 500
+
+
+class Desk:
+    """Answers and acts inside a turn of the store; the methods are those of `Outbox`.
+
+    Args:
+        index: The index.
+        segments: The segments.
+        reader: Reads samples.
+        accepting: Takes rejected samples back.
+        rejects: The folder of refusals.
+        room: Drops what is too old and compacts.
+        clock: The outbox's age.
+        takers: The sinks of the TOML.
+        afterwards: Puts off work until the turn is committed.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        segments: Segments,
+        reader: Reader,
+        accepting: Accepting,
+        rejects: Rejects,
+        room: Room,
+        clock: AgeClock,
+        takers: Mapping[str, Taker],
+        afterwards: Callable[[Callable[[], None]], None],
+    ) -> None:
+        self._index = index
+        self._segments = segments
+        self._reader = reader
+        self._accepting = accepting
+        self._rejects = rejects
+        self._room = room
+        self._clock = clock
+        self._takers = takers
+        self._afterwards = afterwards
+
+    def status(self) -> dict[str, Any]:
+        index, age = self._index, self._clock.read()
+        refused = index.rejected_totals()
+        fullest = max(index.sinks.values(), key=lambda sink: sink.bytes, default=None)
+        prefix = "dropped:"
+        return {
+            "count": index.state.count,
+            "bytes": index.state.bytes,
+            "disk_bytes": index.disk_bytes,
+            "oldest_s": _wait(index.oldest(), age),
+            "sinks": {
+                name: self._sink_status(sink, refused.get(name, (0, 0))[0], age)
+                for name, sink in sorted(index.sinks.items())
+            },
+            "drops": {n.removeprefix(prefix): v for n, v in sorted(index.counters.items()) if n.startswith(prefix)},
+            "quarantined": index.counters.get("quarantined", 0),
+            "operator_deleted": index.counters.get("operator_deleted", 0),
+            "rejected_bytes": sum(size for _, size in refused.values()),
+            "fills": fullest.name if fullest and fullest.waiting else None,
+        }
+
+    def _sink_status(self, sink: SinkRow, refused: int, age: float) -> dict[str, Any]:
+        first = self._index.first_place(sink.name)
+        return {
+            "configured": sink.name in self._takers,
+            "waiting": sink.waiting,
+            "bytes": sink.bytes,
+            "deferred": self._index.deferred(sink.name),
+            "oldest_s": _wait(self._index.at(first), age) if first is not None else None,
+            "delivered": sink.delivered,
+            "rejected": sink.rejected,
+            "given_up": sink.given_up,
+            "in_rejected": refused,
+        }
+
+    def list(self, after: int, limit: int) -> Sequence[Listed]:
+        age = self._clock.read()
+        return [
+            Listed(
+                seq=row.seq,
+                id=row.id.hex(),
+                image_bytes=row.image_bytes,
+                urgent=bool(row.urgent),
+                age_s=max(0.0, age - row.aged),
+                sinks=tuple(sorted(name for name, _ in self._index.places(row.seq))),
+            )
+            for row in self._index.behind(after, limit)
+        ]
+
+    def list_rejected(self, sink: str | None) -> Sequence[dict[str, Any]]:
+        return [
+            {"sink": name, "id": id_.hex(), "why": why, "bytes": size, "at": at}
+            for name, _, id_, size, at, why in self._index.rejected(sink)
+        ]
+
+    def list_drops(self) -> Sequence[dict[str, Any]]:
+        return [
+            {"id": id_.hex(), "sink": sink, "rule": rule, "bytes": size, "at": at}
+            for id_, sink, rule, size, at in self._index.drops()
+        ]
+
+    def show(self, sample: str) -> Sample | None:
+        row = self._index.find(bytes.fromhex(sample))
+        return self._reader.checked(row) if row else None
+
+    def retry(self, sink: str, sample: str) -> int:
+        moved = 0
+        for name, seq, found, *_ in self._index.rejected(sink):
+            if found.hex() != sample:
+                continue
+            try:
+                refusal, image = self._rejects.read(name, seq)
+            except StorageError:
+                if self._rejects.path(name, seq).exists():
+                    raise
+                self._index.count_up("operator_deleted")
+            except msgspec.MsgspecError:
+                self._index.count_up("quarantined")
+            else:
+                if image_id(image) == refusal.info.image_id:
+                    self._accepting.readmit(refusal.info, image, name)
+                    moved += 1
+                else:
+                    self._rejects.quarantine(f"rejected-{seq:016d}", image)
+                    self._index.count_up("quarantined")
+            self._index.forget_rejected(name, seq)
+            self._afterwards(lambda name=name, seq=seq: self._rejects.remove(name, seq))  # type: ignore[misc]
+        return moved
+
+    def forget(self, name: str) -> int:
+        """Give up some of the places of a sink, and return how many; the last call removes the sink."""
+        sink = self._index.sinks.get(name)
+        if sink is None:
+            return 0
+        gone = 0
+        for _, _, row in list(self._index.waiting(name, _CHUNK)):
+            gone += self._index.leave(row.seq, name)
+            if not self._index.waited_for(row.seq):
+                self._index.remove(row)
+        if not gone:
+            self._index.remove_sink(name)
+            if name in self._takers:
+                self._index.add_sink(name)
+        return gone
+
+    def sweep(self) -> None:
+        self._room.outdated(self._clock.read())
+        there = set(self._segments.numbers())
+        for segment in set(self._index.segments) - there - {self._segments.active}:
+            self._reader.removed(segment)
+        for name, seq, *_ in self._index.rejected():
+            if not self._rejects.path(name, seq).exists():
+                self._index.count_up("operator_deleted")
+                self._index.forget_rejected(name, seq)
+                self._afterwards(lambda name=name, seq=seq: self._rejects.remove(name, seq))  # type: ignore[misc]
+        self._room.tidy()
+
+
+def _wait(row: Row | None, age: float) -> float | None:
+    return max(0.0, age - row.aged) if row else None

@@ -1,0 +1,452 @@
+"""Where each sample lies and who still waits for it: an SQLite file that can be rebuilt from the segments.
+
+One connection, used from one thread at a time, and nobody else's (SQLite before 3.51.3 may corrupt a file that two
+connections write). Totals are kept beside the rows, so that nothing is ever counted.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import suppress
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import astuple
+
+from loopcore.collect.outbox.segments import Place
+from loopcore.errors import StorageError
+
+VERSION = 1
+_APPLICATION = 0x4C4F4F50
+_LISTED_DROPS = 1000
+
+_SCHEMA = """
+CREATE TABLE state (one INTEGER PRIMARY KEY, next_seq INTEGER, segment INTEGER, offset INTEGER, count INTEGER,
+    bytes INTEGER, age REAL, wall REAL);
+INSERT INTO state VALUES (1, 1, 0, 0, 0, 0, 0, 0);
+CREATE TABLE samples (seq INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, revision INTEGER, segment INTEGER,
+    offset INTEGER, length INTEGER, image_bytes INTEGER, urgent INTEGER, aged REAL, value REAL);
+CREATE TABLE todo (seq INTEGER, sink INTEGER, rank INTEGER, revision INTEGER, bytes INTEGER, PRIMARY KEY (seq, sink))
+    WITHOUT ROWID;
+CREATE INDEX todo_order ON todo (sink, rank, seq);
+CREATE TABLE sinks (sink INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, waiting INTEGER, bytes INTEGER,
+    delivered INTEGER, rejected INTEGER, given_up INTEGER, backfill INTEGER, backfill_end INTEGER);
+CREATE TABLE segments (segment INTEGER PRIMARY KEY, size INTEGER, live INTEGER, live_bytes INTEGER);
+CREATE TABLE rejected (sink INTEGER, seq INTEGER, id BLOB, bytes INTEGER, at TEXT, why TEXT, PRIMARY KEY (sink, seq))
+    WITHOUT ROWID;
+CREATE TABLE drops (number INTEGER PRIMARY KEY, id BLOB, sink TEXT, rule TEXT, bytes INTEGER, at TEXT);
+CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER) WITHOUT ROWID;
+"""
+
+
+class State(Struct):
+    """Totals, and up to where the segments are indexed."""
+
+    next_seq: int
+    segment: int
+    offset: int
+    count: int
+    bytes: int
+    age: float
+    wall: float
+
+
+class Row(Struct, array_like=True):
+    """A sample in the index; `bytes` of its record are `length`."""
+
+    seq: int
+    id: bytes
+    revision: int
+    segment: int
+    offset: int
+    length: int
+    image_bytes: int
+    urgent: int
+    aged: float
+    value: float
+
+    @property
+    def place(self) -> Place:
+        return Place(self.segment, self.offset, self.length)
+
+    def moved(self, place: Place) -> Row:
+        """The same at another place."""
+        return Row(self.seq, self.id, self.revision, *place, self.image_bytes, self.urgent, self.aged, self.value)
+
+    @property
+    def rank(self) -> int:
+        return 0 if self.urgent else 1
+
+
+class SinkRow(Struct):
+    """A sink's place in the queue; samples from `backfill` up to `backfill_end` are still to be looked at."""
+
+    sink: int
+    name: str
+    waiting: int = 0
+    bytes: int = 0
+    delivered: int = 0
+    rejected: int = 0
+    given_up: int = 0
+    backfill: int = 0
+    backfill_end: int = 0
+
+
+class SegmentRow(Struct):
+    """What a segment takes on disk, and what of it is still needed."""
+
+    size: int = 0
+    live: int = 0
+    live_bytes: int = 0
+
+
+class Index:
+    """The index of one outbox. Everything happens between `begin` and `commit` or `rollback`.
+
+    Attributes:
+        fresh: There was none before, or an empty file.
+
+    Raises:
+        StorageError: On making it: a newer loopcore made the file.
+        sqlite3.DatabaseError: At any time: the file is damaged or the disk refuses.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.state = State(*[0] * 7)
+        self.active = 0
+        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=64)
+        try:
+            self._prepare(path)
+            self.reload()
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _prepare(self, path: Path) -> None:
+        do = self._db.execute
+        do("PRAGMA locking_mode = EXCLUSIVE")
+        do("PRAGMA journal_mode = WAL")
+        do("PRAGMA temp_store = MEMORY")
+        do("PRAGMA cache_size = -4000")
+        version = do("PRAGMA user_version").fetchone()[0]
+        self.fresh = not do("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if self.fresh:
+            self._db.executescript(
+                f"BEGIN;{_SCHEMA}PRAGMA user_version = {VERSION};PRAGMA application_id = {_APPLICATION};COMMIT;"
+            )
+        elif do("PRAGMA application_id").fetchone()[0] != _APPLICATION:
+            raise sqlite3.DatabaseError("not an index of an outbox")
+        elif version > VERSION:
+            raise StorageError(
+                f"{path} was made by a newer loopcore (version {version}, known {VERSION}); update this one"
+            )
+
+    def close(self) -> None:
+        with suppress(sqlite3.Error):
+            self._db.close()
+
+    def reload(self) -> None:
+        """Read the totals from the file, as after a transaction that was undone."""
+        do = self._db.execute
+        next_seq = self.state.next_seq
+        found = do("SELECT next_seq, segment, offset, count, bytes, age, wall FROM state").fetchone()
+        if found is None or None in found:
+            raise sqlite3.DatabaseError("the totals are missing")
+        self.state = State(*found)
+        self._saved = copy(self.state)
+        self.state.next_seq = max(next_seq, self.state.next_seq)  # a number once given may stand in a segment
+        self.sinks = {row[1]: SinkRow(*row) for row in do("SELECT * FROM sinks")}
+        self.segments = {row[0]: SegmentRow(*row[1:]) for row in do("SELECT * FROM segments")}
+        self.counters = {str(name): int(value) for name, value in do("SELECT * FROM counters")}
+        self.disk_bytes = sum(segment.size for segment in self.segments.values())
+        self._dead: list[int] = []
+        self._changed_sinks: set[str] = set()
+        self._changed_segments: set[int] = set()
+        self._changed_counters: set[str] = set()
+
+    def begin(self, active: int, *, full: bool) -> None:
+        """Start a transaction.
+
+        Args:
+            active: The segment that is being written to, which is needed even if nothing in it is.
+            full: The outcome survives a power cut, and so does all before it.
+        """
+        self.active = active
+        self._db.execute(f"PRAGMA synchronous = {'FULL' if full else 'NORMAL'}")
+        self._db.execute("BEGIN IMMEDIATE")
+
+    def commit(self) -> None:
+        self._save()
+        self._db.execute("COMMIT")
+
+    def rollback(self) -> None:
+        with suppress(sqlite3.Error):
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            self.reload()
+
+    def harden(self) -> None:
+        """Make all that was committed survive a power cut."""
+        self.begin(self.active, full=True)
+        self._db.execute("UPDATE state SET offset = offset")
+        self._db.execute("COMMIT")
+
+    def by_value(self, wanted: bool) -> None:
+        """Keep samples in the order of their value, or no longer; costly only when that changes."""
+        known = self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'samples_value'").fetchone()
+        if wanted and not known:
+            self._db.execute("CREATE INDEX samples_value ON samples (value, seq)")
+        elif known and not wanted:
+            self._db.execute("DROP INDEX samples_value")
+
+    # samples
+
+    def find(self, id: bytes) -> Row | None:  # noqa: A002 - the field's term
+        return self._row("WHERE id = ?", id)
+
+    def at(self, seq: int) -> Row | None:
+        return self._row("WHERE seq = ?", seq)
+
+    def oldest(self) -> Row | None:
+        return self._row("ORDER BY seq LIMIT 1")
+
+    def least(self) -> Row | None:
+        return self._row("ORDER BY value, seq LIMIT 1")
+
+    def behind(self, seq: int, limit: int, end: int = 1 << 62) -> list[Row]:
+        rows = self._db.execute(
+            "SELECT * FROM samples WHERE seq > ? AND seq < ? ORDER BY seq LIMIT ?", (seq, end, limit)
+        )
+        return [Row(*row) for row in rows]
+
+    def within(self, segment: int) -> list[Row]:
+        """The samples of a segment; looks at all there are."""
+        return [Row(*row) for row in self._db.execute("SELECT * FROM samples WHERE segment = ?", (segment,))]
+
+    def insert(self, row: Row) -> None:
+        self._db.execute(
+            "INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (row.seq, row.id, row.revision, *row.place, row.image_bytes, row.urgent, row.aged, row.value),
+        )
+        self._count(row.place, 1)
+        self.state.count += 1
+        self.state.bytes += row.length
+
+    def replace(self, old: Row, new: Row) -> None:
+        """The same sample at another place, or in another revision."""
+        self._db.execute(
+            "UPDATE samples SET revision = ?, segment = ?, offset = ?, length = ?, urgent = ?, value = ? WHERE seq = ?",
+            (new.revision, *new.place, new.urgent, new.value, old.seq),
+        )
+        self._count(new.place, 1)
+        self._count(old.place, -1)
+        self.state.bytes += new.length - old.length
+
+    def remove(self, row: Row) -> None:
+        """The sample leaves, with all places it still has."""
+        for name, _ in self.places(row.seq):
+            self.leave(row.seq, name)
+        self._db.execute("DELETE FROM samples WHERE seq = ?", (row.seq,))
+        self._count(row.place, -1)
+        self.state.count -= 1
+        self.state.bytes -= row.length
+
+    # places in the queue
+
+    def add_sink(self, name: str) -> SinkRow:
+        row = SinkRow(max((known.sink for known in self.sinks.values()), default=0) + 1, name)
+        self.sinks[name] = row
+        self._save_sink(row)
+        return row
+
+    def touch(self, sink: SinkRow) -> SinkRow:
+        """Say that a sink's counts are going to change."""
+        self._changed_sinks.add(sink.name)
+        return sink
+
+    def remove_sink(self, name: str) -> None:
+        sink = self.sinks.pop(name)
+        self._changed_sinks.discard(name)
+        self._db.execute("DELETE FROM sinks WHERE sink = ?", (sink.sink,))
+        self._db.execute("DELETE FROM rejected WHERE sink = ?", (sink.sink,))
+
+    def places(self, seq: int) -> list[tuple[str, int]]:
+        """Who still waits for this sample: names and ranks."""
+        return self._db.execute("SELECT name, rank FROM todo JOIN sinks USING (sink) WHERE seq = ?", (seq,)).fetchall()
+
+    def queue(self, row: Row, name: str, rank: int) -> None:
+        """Give a sample a place at this sink, or change the one that it has."""
+        sink = self.touch(self.sinks[name])
+        if not self._db.execute(
+            "UPDATE todo SET rank = ?, revision = ? WHERE seq = ? AND sink = ?",
+            (rank, row.revision, row.seq, sink.sink),
+        ).rowcount:
+            self._add_place(row, sink, rank)
+
+    def queue_new(self, row: Row, names: tuple[str, ...]) -> None:
+        """Give a sample that has just come a place at each of these sinks."""
+        for name in names:
+            self._add_place(row, self.touch(self.sinks[name]), row.rank)
+
+    def _add_place(self, row: Row, sink: SinkRow, rank: int) -> None:
+        self._db.execute(
+            "INSERT INTO todo VALUES (?, ?, ?, ?, ?)", (row.seq, sink.sink, rank, row.revision, row.image_bytes)
+        )
+        sink.waiting += 1
+        sink.bytes += row.image_bytes
+
+    def leave(self, seq: int, name: str, revision: int = 1 << 62) -> bool:
+        """Give up a place, unless it is for a newer revision. Whether there was one."""
+        sink = self.sinks.get(name)
+        gone = (
+            sink
+            and self._db.execute(
+                "DELETE FROM todo WHERE seq = ? AND sink = ? AND revision <= ? RETURNING bytes",
+                (seq, sink.sink, revision),
+            ).fetchone()
+        )
+        if not sink or not gone:
+            return False
+        self.touch(sink).waiting -= 1
+        sink.bytes -= gone[0]
+        return True
+
+    def waited_for(self, seq: int) -> bool:
+        return self._db.execute("SELECT 1 FROM todo WHERE seq = ? LIMIT 1", (seq,)).fetchone() is not None
+
+    def waiting(self, name: str, limit: int) -> Iterator[tuple[int, int, Row]]:
+        """Rank, revision and sample of what a sink waits for, in the order of sending."""
+        rows = self._db.execute(
+            "SELECT t.rank, t.revision, s.* FROM todo t JOIN samples s USING (seq) WHERE t.sink = ?"
+            " ORDER BY t.rank, t.seq LIMIT ?",
+            (self.sinks[name].sink, limit),
+        )
+        return ((rank, revision, Row(*row)) for rank, revision, *row in rows)
+
+    def first_place(self, name: str) -> int | None:
+        """The sample whose turn at this sink is the oldest."""
+        seqs = [
+            row[0]
+            for rank in (0, 1)
+            if (row := self._one("SELECT min(seq) FROM todo WHERE sink = ? AND rank = ?", self.sinks[name].sink, rank))
+            and row[0] is not None
+        ]
+        deferred = self._one("SELECT min(seq) FROM todo WHERE sink = ? AND rank > 1", self.sinks[name].sink)
+        seqs += [deferred[0]] if deferred and deferred[0] is not None else []
+        return min(seqs, default=None)
+
+    def deferred(self, name: str) -> int:
+        found = self._one("SELECT count(*) FROM todo WHERE sink = ? AND rank > 1", self.sinks[name].sink)
+        return int(found[0]) if found else 0
+
+    # rejected, drops, counters
+
+    def note_rejected(self, name: str, seq: int, id: bytes, size: int, at: str, why: str) -> None:  # noqa: A002
+        sink = self.sinks[name].sink
+        self._db.execute("REPLACE INTO rejected VALUES (?, ?, ?, ?, ?, ?)", (sink, seq, id, size, at, why))
+
+    def rejected(self, name: str | None = None, limit: int = -1) -> list[tuple[str, int, bytes, int, str, str]]:
+        """Sink, place, id, bytes, time and answer of what lies in `rejected/`, oldest first."""
+        return self._db.execute(
+            "SELECT name, seq, id, r.bytes, at, why FROM rejected r JOIN sinks USING (sink)"
+            " WHERE ? IS NULL OR name = ? ORDER BY seq, sink LIMIT ?",
+            (name, name, limit),
+        ).fetchall()
+
+    def rejected_totals(self) -> dict[str, tuple[int, int]]:
+        """How many samples and bytes lie in `rejected/`, by sink."""
+        rows = self._db.execute(
+            "SELECT name, count(*), sum(r.bytes) FROM rejected r JOIN sinks USING (sink) GROUP BY name"
+        )
+        return {name: (count, size) for name, count, size in rows}
+
+    def forget_rejected(self, name: str, seq: int) -> None:
+        self._db.execute("DELETE FROM rejected WHERE sink = ? AND seq = ?", (self.sinks[name].sink, seq))
+
+    def note_drop(self, id: bytes, size: int, sink: str | None, rule: str, at: str) -> None:  # noqa: A002
+        """Count a drop and list it among the last of them."""
+        self.count_up(f"dropped:{rule}")
+        number = self.count_up("drops")
+        self._db.execute("INSERT INTO drops VALUES (?, ?, ?, ?, ?, ?)", (number, id, sink, rule, size, at))
+        self._db.execute("DELETE FROM drops WHERE number <= ?", (number - _LISTED_DROPS,))
+
+    def drops(self) -> list[tuple[bytes, str | None, str, int, str]]:
+        return self._db.execute("SELECT id, sink, rule, bytes, at FROM drops ORDER BY number DESC").fetchall()
+
+    def count_up(self, name: str, by: int = 1) -> int:
+        self.counters[name] = self.counters.get(name, 0) + by
+        self._changed_counters.add(name)
+        return self.counters[name]
+
+    # segments
+
+    def reach(self, segment: int, size: int) -> None:
+        """Segments are indexed up to here."""
+        self.state.segment, self.state.offset = segment, size
+        self._grow(segment, size)
+
+    def retire(self, segment: int) -> None:
+        """If nothing in this segment is needed and it is not being written to, its file goes once that is durable."""
+        row = self.segments.get(segment)
+        if row is None or row.live or segment == self.active:
+            return
+        del self.segments[segment]
+        self.disk_bytes -= row.size
+        self._changed_segments.discard(segment)
+        self._db.execute("DELETE FROM segments WHERE segment = ?", (segment,))
+        self._dead.append(segment)
+
+    def take_dead(self) -> list[int]:
+        """The segments retired since the last call."""
+        dead, self._dead = self._dead, []
+        return dead
+
+    def _grow(self, segment: int, size: int) -> None:
+        row = self.segments.setdefault(segment, SegmentRow())
+        self._changed_segments.add(segment)
+        self.disk_bytes += max(0, size - row.size)
+        row.size = max(size, row.size)
+
+    def _count(self, place: Place, by: int) -> None:
+        if by > 0:
+            self._grow(place.segment, place.offset + place.length)
+        row = self.segments[place.segment]
+        self._changed_segments.add(place.segment)
+        row.live += by
+        row.live_bytes += by * place.length
+        if by < 0:
+            self.retire(place.segment)
+
+    def _row(self, condition: str, *values: int | bytes) -> Row | None:
+        found = self._one(f"SELECT * FROM samples {condition}", *values)  # noqa: S608 - our own words
+        return Row(*found) if found else None
+
+    def _one(self, statement: str, *values: int | bytes) -> tuple[Any, ...] | None:
+        found: tuple[Any, ...] | None = self._db.execute(statement, values).fetchone()
+        return found
+
+    def _save(self) -> None:
+        do = self._db.execute
+        state = self.state
+        if state != self._saved:
+            do(
+                "UPDATE state SET next_seq = ?, segment = ?, offset = ?, count = ?, bytes = ?, age = ?, wall = ?",
+                (state.next_seq, state.segment, state.offset, state.count, state.bytes, state.age, state.wall),
+            )
+            self._saved = copy(state)
+        for name in self._changed_sinks:
+            self._save_sink(self.sinks[name])
+        for number in self._changed_segments:
+            segment = self.segments[number]
+            do("REPLACE INTO segments VALUES (?, ?, ?, ?)", (number, segment.size, segment.live, segment.live_bytes))
+        for name in self._changed_counters:
+            do("REPLACE INTO counters VALUES (?, ?)", (name, self.counters[name]))
+        self._changed_sinks.clear()
+        self._changed_segments.clear()
+        self._changed_counters.clear()
+
+    def _save_sink(self, sink: SinkRow) -> None:
+        self._db.execute("REPLACE INTO sinks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", astuple(sink))

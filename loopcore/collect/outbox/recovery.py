@@ -1,0 +1,135 @@
+"""Opening an outbox: find the index or make it anew, and take in what the segments hold beyond it."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from loopcore.collect.outbox.index import Index, Row
+from loopcore.collect.outbox.records import Entry, Found, Gap, scan
+from loopcore.collect.outbox.rejects import Rejects
+from loopcore.collect.outbox.segments import Place, Segments
+from loopcore.collect.outbox.terms import value
+from loopcore.errors import StorageError
+from loopcore.files import Disk
+
+logger = logging.getLogger(__name__)
+
+
+def make_folder(path: Path, disk: Disk) -> None:
+    """Make a folder and those above it, durably."""
+    for folder in reversed([path, *path.parents]):
+        if not folder.is_dir():
+            disk.mkdir(folder)
+            disk.sync_folder(folder.parent)
+
+
+def open_index(path: Path, disk: Disk) -> Index:
+    """The index; a damaged one is set aside for a fresh one."""
+    if path.exists():
+        try:
+            return Index(path)
+        except sqlite3.OperationalError as exc:
+            if "no such" not in str(exc):
+                raise
+            logger.error("The index of the outbox is damaged and is made anew error=%s", exc)  # noqa: TRY400
+        except sqlite3.DatabaseError as exc:
+            logger.error("The index of the outbox is damaged and is made anew error=%s", exc)  # noqa: TRY400
+        set_aside(path, disk)
+    return Index(path)
+
+
+def set_aside(path: Path, disk: Disk) -> None:
+    """Give a damaged index another name."""
+    for suffix in ("-wal", "-shm", ""):
+        with suppress(FileNotFoundError):
+            disk.rename(path.with_name(path.name + suffix), path.with_name(f"{path.name}.damaged{suffix}"))
+
+
+def catch_up(index: Index, segments: Segments, rejects: Rejects) -> None:
+    """Index what the segments hold beyond the place up to which they are indexed.
+
+    Made anew, the index knows nothing of deliveries: what shares a segment with a sample that still waits is sent once
+    more. What was rejected is known from `rejected/`.
+    """
+    numbers = segments.numbers()
+    known, end = index.state.segment, index.state.offset
+    for number in numbers:
+        if number < known:
+            continue
+        index.active = number
+        _read_in(index, segments, rejects, number, end if number == known else 0, index.fresh and number != numbers[-1])
+    segments.active = index.active = max([*numbers, known]) + 1
+    for number in list(index.segments):
+        index.retire(number)
+    if index.fresh:
+        _read_rejected(index, rejects)
+
+
+def _read_in(index: Index, segments: Segments, rejects: Rejects, number: int, offset: int, quick: bool) -> None:
+    path = segments.path(number)
+    bad: list[Found | Gap] = []  # at the end it is what a power cut tore, and nobody was told that it is kept
+    for found in scan(path, offset, check_images=not quick):
+        if isinstance(found, Gap) or not found.sound:
+            bad.append(found)
+            continue
+        for piece in bad:
+            _put_aside(index, rejects, path, number, piece)
+        bad.clear()
+        _take_in(index, found.entry, Place(number, found.offset, found.length))
+    with suppress(FileNotFoundError):
+        index.reach(number, path.stat().st_size)
+
+
+def _take_in(index: Index, entry: Entry, place: Place) -> None:
+    info = entry.info
+    id_ = bytes.fromhex(info.id)
+    old = index.find(id_)
+    if old is not None and entry.revision < old.revision:
+        return
+    clash = old is None and index.at(entry.seq) is not None
+    seq = old.seq if old else index.state.next_seq if clash else entry.seq
+    row = Row(
+        seq, id_, entry.revision, *place, info.image_bytes, int(info.urgent), entry.aged, value(info)
+    )  # fmt: skip
+    index.state.next_seq = max(index.state.next_seq, seq + 1)
+    for name in entry.takers:
+        if name not in index.sinks:
+            index.add_sink(name)
+    if old is None:
+        index.insert(row)
+        index.queue_new(row, entry.takers)
+        return
+    index.replace(old, row)
+    if entry.revision > old.revision:
+        for name, _ in index.places(seq):
+            index.leave(seq, name)
+        index.queue_new(row, entry.takers)
+
+
+def _put_aside(index: Index, rejects: Rejects, path: Path, number: int, piece: Found | Gap) -> None:
+    logger.error("A record is damaged on disk and was put aside segment=%s offset=%s", number, piece.offset)
+    index.count_up("quarantined")
+    with path.open("rb") as file:
+        file.seek(piece.offset)
+        rejects.quarantine(f"{number:016d}-{piece.offset:010d}", file.read(piece.length))
+
+
+def _read_rejected(index: Index, rejects: Rejects) -> None:
+    for path in rejects.found():
+        try:
+            refusal, size = rejects.meta(path)
+        except (StorageError, msgspec.MsgspecError) as exc:
+            logger.warning("A file in rejected/ is not understood and is left alone path=%s error=%s", path, exc)
+            continue
+        sink, id_ = refusal.sink, bytes.fromhex(refusal.info.id)
+        if sink not in index.sinks:
+            index.add_sink(sink)
+        index.note_rejected(sink, refusal.seq, id_, size, refusal.at.isoformat(), refusal.why)
+        row = index.find(id_)
+        if row is not None and row.seq == refusal.seq and index.leave(row.seq, sink) and not index.waited_for(row.seq):
+            index.remove(row)

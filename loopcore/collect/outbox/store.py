@@ -1,0 +1,224 @@
+"""The outbox itself, blocking: opening, closing, and turns. What a turn's jobs do is in the parts it is made of."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from datetime import datetime
+from pathlib import Path
+
+from loopcore.collect.outbox import recovery
+from loopcore.collect.outbox.accepting import Accepting
+from loopcore.collect.outbox.clock import AgeClock
+from loopcore.collect.outbox.desk import Desk
+from loopcore.collect.outbox.reader import Reader
+from loopcore.collect.outbox.rejects import Rejects
+from loopcore.collect.outbox.room import Room
+from loopcore.collect.outbox.segments import Segments
+from loopcore.collect.outbox.sending import Leases, Sending
+from loopcore.collect.outbox.terms import Bounds, Taker
+from loopcore.collect.outbox.turns import Job
+from loopcore.errors import LoopcoreError, StorageError
+from loopcore.files import Disk, locked
+from loopcore.types import SampleInfo
+
+logger = logging.getLogger(__name__)
+
+_SEGMENT_BYTES = (1 << 16, 1 << 25)
+
+
+class Store:
+    """What `Outbox` promises, without tasks; arguments and errors are as there.
+
+    A turn is one transaction of the index around one flush of the active segment: what the jobs add is written and
+    synced before the index says so. What the index does not know yet when a power cut comes is found again at the end
+    of the segments. A record whose caller was told that it failed may be found there too: that is more than was
+    promised, and its id makes it harmless.
+
+    Attributes:
+        accepting: Takes samples in. This and the next two are new once the index was made anew: ask for them in a job.
+        sending: Hands samples out.
+        desk: Answers a person.
+        leases: What is in hand for sinks.
+        turn_bytes: How many bytes the jobs of one turn should add at most.
+    """
+
+    accepting: Accepting
+    sending: Sending
+    desk: Desk
+
+    def __init__(
+        self,
+        folder: Path,
+        bounds: Bounds,
+        takers: Sequence[Taker],
+        *,
+        disk: Disk,
+        now: Callable[[], datetime],
+        uptime: Callable[[], float],
+    ) -> None:
+        self.folder = folder
+        self.leases = Leases()
+        self.turn_bytes = min(max(bounds.max_bytes // 32, _SEGMENT_BYTES[0]), _SEGMENT_BYTES[1])
+        self._bounds = bounds
+        self._takers = {taker.name: taker for taker in takers}
+        self._disk = disk
+        self._now = now
+        self._clock = AgeClock(now, uptime)
+        self._segments = Segments(folder / "segments", disk, self.turn_bytes)
+        self._later: list[Callable[[], None]] = []
+        self._held = ExitStack()
+
+    def open(self) -> None:
+        """Make or find everything, and take in what a crash has left."""
+        try:
+            recovery.make_folder(self._segments.folder, self._disk)
+            self._held.enter_context(locked(self.folder / "lock"))
+            self._open_index()
+        except (OSError, sqlite3.Error) as exc:
+            self._held.close()
+            raise StorageError(f"cannot open the outbox {self.folder}: {exc}") from exc
+        except BaseException:
+            self._held.close()
+            raise
+
+    def _open_index(self) -> None:
+        self._index = recovery.open_index(self.folder / "index.db", self._disk)
+        try:
+            self._assemble()
+        except BaseException:
+            self._index.close()
+            raise
+
+    def _assemble(self) -> None:
+        index, segments, takers = self._index, self._segments, self._takers
+        rejects = Rejects(self.folder, self._disk)
+        reader = Reader(index, segments, rejects)
+        room = Room(self._bounds, index, segments, self._disk, self._at, reader.damaged)
+        self.accepting = Accepting(index, segments, room, reader, self._clock, takers)
+        self.sending = Sending(
+            index,
+            reader,
+            self.accepting,
+            rejects,
+            takers,
+            self.leases,
+            self._bounds.rejected_max_bytes,
+            self._now,
+            self._later.append,
+        )
+        self.desk = Desk(
+            index, segments, reader, self.accepting, rejects, room, self._clock, takers, self._later.append
+        )
+        self._room = room
+        index.begin(segments.active, full=True)
+        recovery.catch_up(index, segments, rejects)
+        self._clock.resume(index.state.age, index.state.wall)
+        for taker in takers.values():
+            self._welcome(taker)
+        index.by_value(self._bounds.when_full == "drop_least_valuable")
+        self._commit()
+        for number in set(segments.numbers()) - set(index.segments):
+            segments.unlink(number)
+
+    def _welcome(self, taker: Taker) -> None:
+        known = self._index.sinks.get(taker.name)
+        sink = known or self._index.add_sink(taker.name)
+        if taker.start == "oldest" and (known is None or self._index.fresh):
+            self._index.touch(sink).backfill_end = self._index.state.next_seq
+
+    def close(self) -> None:
+        try:
+            self._segments.roll(only_full=False)
+            self._index.begin(self._segments.active, full=True)
+            self._index.retire(self._segments.active - 1)
+            self._mark_age()
+            self._commit()
+        except sqlite3.Error as exc:
+            logger.warning("The outbox was not closed in order; the next start looks through its end error=%s", exc)
+        finally:
+            self._segments.close()
+            self._index.close()
+            self._held.close()
+
+    def wanted(self, info: SampleInfo) -> bool:
+        """See `Outbox.wanted`."""
+        return not self._takers or any(taker.wants(info) for taker in self._takers.values())
+
+    def turn(self, jobs: Sequence[Job]) -> None:
+        """Run the jobs; each gets a result or an error."""
+        try:
+            self._attempt(jobs)
+        except OSError as exc:
+            error = StorageError(f"cannot write to {self._segments.folder}: {exc.strerror or exc}")
+            logger.error("The outbox cannot be written to and takes nothing in error=%s", error)  # noqa: TRY400
+            _fail([job for job in jobs if job.writes], error)
+            self._again([job for job in jobs if not job.writes])
+        except sqlite3.OperationalError as exc:
+            _fail(jobs, StorageError(f"cannot write to the index of {self.folder}: {exc}"))
+        except sqlite3.DatabaseError as exc:
+            logger.error("The index of the outbox is damaged and is made anew error=%s", exc)  # noqa: TRY400
+            self._again(jobs, anew=True)
+
+    def _again(self, jobs: Sequence[Job], *, anew: bool = False) -> None:
+        if not jobs:
+            return
+        try:
+            if anew:
+                self._segments.close()
+                self._index.close()
+                recovery.set_aside(self.folder / "index.db", self._disk)
+                self._segments.size = 0
+                self._open_index()
+            self._attempt(jobs)
+        except (OSError, sqlite3.Error) as exc:
+            _fail(jobs, StorageError(f"cannot write to the outbox {self.folder}: {exc}"))
+
+    def _attempt(self, jobs: Sequence[Job]) -> None:
+        try:
+            self._segments.roll()
+            self._index.begin(self._segments.active, full=any(job.durable for job in jobs))
+            self._room.begin()
+            for job in jobs:
+                job.error = None
+                try:
+                    job.result = job.run()
+                except LoopcoreError as exc:
+                    job.error = exc
+            written = self._segments.pending
+            self._segments.flush()
+            if written:
+                self._index.reach(self._segments.active, self._segments.size)
+                self._mark_age()
+            self._commit()
+        except BaseException:
+            self._segments.discard()
+            self._later.clear()
+            self.leases.undo()
+            self._index.rollback()
+            raise
+
+    def _mark_age(self) -> None:
+        self._index.state.age, self._index.state.wall = self._clock.read(), self._clock.wall
+
+    def _commit(self) -> None:
+        self._index.commit()
+        self.leases.confirm()
+        dead = self._index.take_dead()
+        if dead:
+            self._index.harden()  # first it is certain that nobody needs them
+        for segment in dead:
+            self._segments.unlink(segment)
+        for work in self._later:
+            work()
+        self._later.clear()
+
+    def _at(self) -> str:
+        return self._now().isoformat()
+
+
+def _fail(jobs: Sequence[Job], error: StorageError) -> None:
+    for job in jobs:
+        job.result, job.error = None, error

@@ -1,0 +1,40 @@
+"""One TOML file configures a node. Every mistake in it is named with file, line, key and what was expected."""
+
+from loopcore.config.checks import is_loopback
+from loopcore.config.loading import load, parse
+from loopcore.config.root import Config
+from loopcore.config.tables import (
+    BackendTable,
+    DriverTable,
+    InferenceTable,
+    NodeTable,
+    OutboxTable,
+    PlatformTable,
+    PluginsTable,
+    RolloutTable,
+    SelectorTable,
+    ServerTable,
+    SinkTable,
+    SourceTable,
+    When,
+)
+
+__all__ = [
+    "BackendTable",
+    "Config",
+    "DriverTable",
+    "InferenceTable",
+    "NodeTable",
+    "OutboxTable",
+    "PlatformTable",
+    "PluginsTable",
+    "RolloutTable",
+    "SelectorTable",
+    "ServerTable",
+    "SinkTable",
+    "SourceTable",
+    "When",
+    "is_loopback",
+    "load",
+    "parse",
+]

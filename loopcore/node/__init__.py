@@ -1,0 +1,103 @@
+"""A node: one process that runs what a TOML names. Commands reach a running one through its control socket."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from anyio import CancelScope, create_task_group, open_signal_receiver
+
+from loopcore.config import Config
+from loopcore.errors import LoopcoreError
+from loopcore.node.control import ask
+from loopcore.node.node import Node
+from loopcore.plan import resolve
+from loopcore.registry import Registry
+
+if TYPE_CHECKING:
+    from anyio.abc import TaskStatus
+
+    from loopcore.abc import Control
+
+__all__ = ["Node", "control", "run", "run_config"]
+
+
+async def run(
+    config: Config,
+    *,
+    registry: Registry | None = None,
+    until_done: bool = False,
+    up: Callable[[str], None] | None = None,
+) -> int | None:
+    """Run a node until it is cancelled, told to stop by a signal, or done.
+
+    Args:
+        config: What to run.
+        registry: Where drivers come from; what is installed if absent.
+        until_done: End by itself once the sources have ended and the sinks have everything.
+        up: Called with the server's address once the node is up.
+
+    Returns:
+        The number of the signal that ended it, if one did.
+
+    Raises:
+        LoopcoreError: The node could not start, or could not go on.
+    """
+    node = Node(resolve(config, registry or Registry()))
+    caught: list[int] = []
+    try:
+        async with create_task_group() as group:
+            await group.start(_stop_on_signal, caught, group.cancel_scope)
+            async with create_task_group() as running:
+                url = await running.start(partial(node.run, until_done=until_done), name="node")
+                if up:
+                    up(url)
+            group.cancel_scope.cancel()
+    except* LoopcoreError as failures:
+        raise _first(failures) from None
+    return caught[0] if caught else None
+
+
+def run_config(config: Config, *, until_done: bool = False, up: Callable[[str], None] | None = None) -> int | None:
+    """`run` in an event loop of its own: asyncio on uvloop where that is installed."""
+    return anyio.run(
+        partial(run, config, until_done=until_done, up=up),
+        backend="asyncio",
+        backend_options={"use_uvloop": find_spec("uvloop") is not None},
+    )
+
+
+def control(data_dir: Path) -> Control:
+    """The control of the node that owns a data folder."""
+    return _Control(data_dir)
+
+
+class _Control:
+    def __init__(self, data_dir: Path) -> None:
+        self._data_dir = data_dir
+
+    async def call(self, operation: str, **parameters: Any) -> Any:
+        return await ask(self._data_dir, operation, parameters)
+
+
+async def _stop_on_signal(caught: list[int], scope: CancelScope, *, task_status: TaskStatus[None]) -> None:
+    with open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        task_status.started()
+        async for number in signals:
+            caught.append(number)
+            scope.cancel()
+            return
+
+
+def _first(failures: BaseExceptionGroup[LoopcoreError]) -> LoopcoreError:
+    """The error to tell of; the others of the group came with it."""
+    first: BaseException = failures
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    assert isinstance(first, LoopcoreError)
+    return first

@@ -1,0 +1,297 @@
+"""The composition root: builds the parts of a node and owns its root task group."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from anyio import Event, create_task_group, to_thread
+from msgspec.structs import replace
+
+from loopcore.abc import Backend, DeploymentTarget, ModelRegistry
+from loopcore.collect.delivery import Delivery
+from loopcore.collect.outbox import Outbox, Taker
+from loopcore.collect.selection import Selection
+from loopcore.config import SinkTable, When
+from loopcore.deploy.modelstore import ModelStore, open_model
+from loopcore.errors import LoopcoreError, ModelError, NotReadyError, StorageError
+from loopcore.files import locked
+from loopcore.infer.serving import Serving
+from loopcore.node.control import Operation, serve_control
+from loopcore.node.feeding import Feed
+from loopcore.node.state import State, load_state, save_state
+from loopcore.pipeline import Controls, Pipeline
+from loopcore.plan import Plan
+from loopcore.server import Listener, application, listen
+from loopcore.types import Model
+
+if TYPE_CHECKING:
+    from anyio.abc import TaskGroup, TaskStatus
+
+_log = logging.getLogger(__name__)
+
+FOLLOW, PAUSE = "follow", "pause"
+
+SWEEP_S = 60.0
+"""How often the outbox looks for what is too old or was removed by hand."""
+
+
+class Node:
+    """A loopcore process: whatever its plan names, put together. Make it and run it inside an event loop.
+
+    `run` is the only way in; everything that the node starts ends inside it.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        config = plan.config
+        self._plan = plan
+        self._config = config
+        self._data_dir = config.node.data_dir
+        self._hooks = plan.hooks
+        self._born = time.monotonic()
+        self._state = State()
+        self._held = False
+        self._store = ModelStore(self._data_dir / "models")
+        self._serving = Serving(self._backend, self._activated)
+        self._selection = Selection([(part.table, part.driver) for part in plan.selectors])
+        self._outbox = Outbox(self._data_dir / "outbox", config.outbox, [_taker(part.table) for part in plan.sinks])
+        self._settled = Event()
+        self._deliveries = {
+            part.table.name: Delivery(part.driver, part.table, self._outbox, self._hooks) for part in plan.sinks
+        }
+        self._feeds = [Feed(part.table.name, part.driver) for part in plan.sources]
+        self._pipeline = Pipeline(
+            serving=self._serving,
+            selection=self._selection,
+            outbox=self._outbox,
+            hooks=self._hooks,
+            controls=Controls(self.set_model, self.reload, self.hold_updates, self.set_outbox, self.status),
+            max_waiting=config.inference.queue,
+            max_pixels=config.server.max_pixels,
+            threads=config.inference.threads or os.cpu_count() or 1,
+        )
+
+    async def run(self, *, until_done: bool = False, task_status: TaskStatus[str]) -> None:
+        """Run until cancelled; then nothing that was accepted is lost.
+
+        Args:
+            until_done: End by itself once the sources have ended and the sinks have everything.
+            task_status: Gets the server's address once the node is up.
+
+        Raises:
+            ConfigError: The address cannot be had, a source cannot begin, or a platform lacks a capability.
+            ModelError: The model that the TOML names cannot serve.
+            StorageError: The data folder cannot be used, or another process owns it.
+        """
+        async with AsyncExitStack() as stack:
+            _make_folder(self._data_dir)
+            stack.enter_context(locked(self._data_dir / "lock"))
+            self._state = load_state(self._data_dir)
+            listener = listen(self._config.server.host, self._config.server.port)
+            stack.callback(listener.socket.close)
+            for part in (*self._plan.selectors, *self._plan.platforms):
+                await stack.enter_async_context(part.driver)
+            await self._check_rollouts()
+            await stack.enter_async_context(self._outbox)
+            collecting = await stack.enter_async_context(_owned_tasks())
+            await self._start_collecting(collecting)
+            async with create_task_group() as feeding:
+                await self._start_feeding(feeding, listener)
+                task_status.started(listener.url)
+                await self._hooks.node_started(self._config.node.name, self._pipeline)
+                if until_done:
+                    await self._until_done()
+                    feeding.cancel_scope.cancel()
+
+    async def _start_collecting(self, tasks: TaskGroup) -> None:
+        await tasks.start(self._hooks.run, name="hooks")
+        await tasks.start(self._serving.run, name="serving")
+        for name, delivery in self._deliveries.items():
+            if not self._state.sending:
+                delivery.pause()
+            await tasks.start(delivery.run, name=f"sink {name}")
+        tasks.start_soon(self._sweep, name="sweep")
+
+    async def _start_feeding(self, tasks: TaskGroup, listener: Listener) -> None:
+        app = application(self._pipeline, self._config.server, self._hooks.mounts(self._pipeline))
+        await tasks.start(listener.serve, app, name="server")
+        await tasks.start(serve_control, self._data_dir, self.operations(), name="control")
+        await self._activate_first()
+        for feed in self._feeds:
+            await tasks.start(feed.run, self._pipeline, name=f"source {feed.name}")
+
+    async def _sweep(self) -> None:
+        while True:
+            await anyio.sleep(SWEEP_S)
+            try:
+                await self._outbox.sweep()
+            except StorageError:
+                _log.exception("The outbox could not be swept")
+
+    async def _until_done(self) -> None:
+        for feed in self._feeds:
+            await feed.ended.wait()
+        for delivery in self._deliveries.values():
+            await delivery.drained()
+
+    # Models
+
+    def _backend(self, model: Model) -> Backend:
+        part = self._plan.backend
+        if part is None:
+            raise NotReadyError("this node has no [backend]")
+        if model.info.format not in part.type.formats:
+            wanted = ", ".join(part.type.formats)
+            raise ModelError(f"the backend {part.table.driver!r} runs {wanted}, not {model.info.format}")
+        return part.type(part.options, model)
+
+    async def _activated(self, backend: Backend, previous: Model | None) -> None:
+        self._pipeline.fit(backend)
+        info = backend.model.info
+        _log.info("A model serves now name=%s version=%s", info.name, info.version)
+        await self._hooks.model_activated(backend.model, previous)
+
+    async def _activate_first(self) -> None:
+        """Let serve what the TOML names, or a person has chosen since; with `follow` and `pause`, what served last."""
+        if self._plan.backend is None:
+            return
+        choice = self._choice()
+        if choice not in (FOLLOW, PAUSE):
+            await self._activate(await to_thread.run_sync(self._find, choice))
+            return
+        try:
+            model = await to_thread.run_sync(self._store.active)
+        except ModelError:
+            _log.exception("The model that served last cannot serve again")
+            return
+        if model is None:
+            _log.warning("No model is here yet; frames are refused until one comes")
+            return
+        await self._activate(model)
+
+    def _choice(self) -> str:
+        return self._state.model_choice(self._plan.backend.table.model if self._plan.backend else FOLLOW)
+
+    def _find(self, choice: str) -> Model:
+        path = self._config.model_path
+        if path and self._plan.backend and choice == self._plan.backend.table.model:
+            unpacked = self._data_dir / "unpacked"
+            shutil.rmtree(unpacked, ignore_errors=True)
+            return open_model(path, unpacked)
+        return self._store.get(choice)
+
+    async def _activate(self, model: Model) -> None:
+        try:
+            await self._serving.activate(model)
+        except LoopcoreError as exc:
+            _log.error("A model was refused name=%s version=%s why=%s", model.info.name, model.info.version, exc)
+            await self._hooks.model_refused(model.info, str(exc))
+            raise
+        if model.path.parent == self._store.folder:
+            await to_thread.run_sync(self._store.activate, model)
+
+    async def _check_rollouts(self) -> None:
+        platforms = {part.table.name: part.driver for part in self._plan.platforms}
+        for rollout in self._config.rollouts:
+            ends = {rollout.source: ModelRegistry, rollout.target: DeploymentTarget}
+            for name, capability in ends.items():
+                if name in platforms and await platforms[name].capability(capability) is None:
+                    message = f"the platform {name!r} has no {capability.__name__}, which a rollout needs"
+                    raise self._config.error(rollout.key, message)
+
+    # What the node can be told: by `Service`, and by commands through the control socket
+
+    def operations(self) -> dict[str, Operation]:
+        """What a command may ask of a running node."""
+        return {
+            "status": self.status,
+            "set_model": self.set_model,
+            "reload": self.reload,
+            "hold_updates": self.hold_updates,
+            "set_outbox": self.set_outbox,
+        }
+
+    async def set_model(self, choice: str) -> None:
+        if self._plan.backend is None:
+            raise NotReadyError("this node has no [backend]")
+        if choice not in (FOLLOW, PAUSE):
+            await self._activate(await to_thread.run_sync(self._find, choice))
+        configured = self._plan.backend.table.model
+        await self._save(replace(self._state, model=choice, configured_model=configured))
+
+    async def reload(self) -> None:
+        model = self._serving.model
+        if model is None:
+            await self._activate_first()
+        else:
+            await self._activate(model)
+
+    async def hold_updates(self, hold: bool) -> None:
+        self._held = hold
+
+    async def set_outbox(self, sending: bool) -> None:
+        await self._save(replace(self._state, sending=sending))
+        for delivery in self._deliveries.values():
+            if sending:
+                delivery.resume()
+            else:
+                delivery.pause()
+
+    async def status(self) -> dict[str, Any]:
+        model = self._serving.model
+        outbox = await self._outbox.status()
+        places = outbox.pop("sinks")
+        return {
+            "node": self._config.node.name,
+            "ready": model is not None or self._plan.backend is None,
+            "uptime_s": round(time.monotonic() - self._born, 3),
+            "model": _summary(model) if model else None,
+            "model_choice": self._choice() if self._plan.backend else None,
+            "updates_held": self._held,
+            "sending": self._state.sending,
+            "pipeline": self._pipeline.report(),
+            "selection": self._selection.status(),
+            "outbox": outbox,
+            "sinks": {
+                name: place | (self._deliveries[name].status() if name in self._deliveries else {"state": "forgotten"})
+                for name, place in places.items()
+            },
+            "sources": {feed.name: feed.status() for feed in self._feeds},
+            "events_left_out": self._hooks.left_out,
+        }
+
+    async def _save(self, state: State) -> None:
+        await to_thread.run_sync(save_state, self._data_dir, state)
+        self._state = state
+
+
+def _taker(table: SinkTable) -> Taker:
+    wants = (table.when or When()).matches
+    return Taker(name=table.name, wants=wants, max_backlog=table.max_backlog, start=table.start)
+
+
+def _summary(model: Model) -> dict[str, Any]:
+    info = model.info
+    return {"name": info.name, "version": info.version, "format": info.format, "id": info.id, "labels": info.labels}
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as exc:
+        raise StorageError(f"cannot make the data folder {path}: {exc.strerror or exc}") from exc
+
+
+@asynccontextmanager
+async def _owned_tasks() -> AsyncGenerator[TaskGroup]:
+    """A task group for those who outlive the feeding, cancelled when that has ended."""
+    async with create_task_group() as group:
+        yield group
+        group.cancel_scope.cancel()

@@ -1,0 +1,58 @@
+"""What a person has set on a node and a restart must not forget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from loopcore.errors import StorageError
+from loopcore.files import read_bounded, write_atomic
+
+STATE_BYTES = 100_000
+
+
+class State(Struct, frozen=True, kw_only=True):
+    """The content of `state.json`.
+
+    Attributes:
+        version: Of this file's layout.
+        model: What was chosen to serve: `follow`, `pause`, a version or a path; `None`: what the TOML says.
+        configured_model: What the TOML said when that was chosen; where it says otherwise now, the TOML wins.
+        sending: Whether samples are sent to sinks.
+    """
+
+    version: Literal[1] = 1
+    model: str | None = None
+    configured_model: str | None = None
+    sending: bool = True
+
+    def model_choice(self, configured: str) -> str:
+        """What is to serve, given what the TOML says now."""
+        return self.model if self.model is not None and self.configured_model == configured else configured
+
+
+def load_state(data_dir: Path) -> State:
+    """The state of a data folder; a fresh one if nothing was ever set.
+
+    Raises:
+        StorageError: The file is there and cannot be used.
+    """
+    path = data_dir / "state.json"
+    if not path.exists():
+        return State()
+    try:
+        return msgspec.json.decode(read_bounded(path, STATE_BYTES), type=State)
+    except msgspec.DecodeError as exc:
+        raise StorageError(f"{path} is damaged: {exc}; move it away to start with the TOML's settings") from exc
+
+
+def save_state(data_dir: Path, state: State) -> None:
+    """Write the state so that it survives a power cut.
+
+    Raises:
+        StorageError: The disk refused; the old state stands.
+    """
+    write_atomic(data_dir / "state.json", msgspec.json.format(msgspec.json.encode(state)))

@@ -1,0 +1,136 @@
+"""From a configuration to what it needs: classes, decoded options and hooks. Nothing is entered, no peer is asked.
+
+What `loopcore check` reports and what the node builds come from here, so that both say the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Generic, TypeVar
+
+from msgspec import Struct
+
+from loopcore.abc import Annotator, Backend, Driver, Platform, Selector, Sink, Source, Trainer
+from loopcore.config import (
+    BackendTable,
+    Config,
+    DriverTable,
+    PlatformTable,
+    SelectorTable,
+    SinkTable,
+    SourceTable,
+)
+from loopcore.errors import ConfigError, LoopcoreError, PluginError, UnknownDriverError
+from loopcore.hooks import Hooks
+from loopcore.installed import normal
+from loopcore.options import Options
+from loopcore.registry import Registry, nearest
+
+TableT = TypeVar("TableT", bound=DriverTable, covariant=True)
+DriverT = TypeVar("DriverT", bound=Driver, covariant=True)
+
+
+class Part(Struct, Generic[TableT, DriverT], frozen=True, kw_only=True, eq=False):
+    """A table and its driver, constructed but not entered."""
+
+    table: TableT
+    driver: DriverT
+
+
+class BackendPart(Struct, frozen=True, kw_only=True, eq=False):
+    """The backend's table, class and options; an instance needs a model, and for another model there is another."""
+
+    table: BackendTable
+    type: type[Backend]
+    options: Options
+
+
+class Plan(Struct, frozen=True, kw_only=True, eq=False):
+    """All that a configuration names, found and decoded.
+
+    Attributes:
+        packages: The distributions that take part, sorted: those of named drivers, and those of `[plugins] enabled`.
+        hooks: The hooks of these distributions and of the single-file plugins.
+    """
+
+    config: Config
+    hooks: Hooks
+    packages: tuple[str, ...]
+    backend: BackendPart | None
+    platforms: tuple[Part[PlatformTable, Platform], ...]
+    selectors: tuple[Part[SelectorTable, Selector], ...]
+    sinks: tuple[Part[SinkTable, Sink], ...]
+    sources: tuple[Part[SourceTable, Source], ...]
+    trainer: Part[DriverTable, Trainer] | None
+    annotator: Part[DriverTable, Annotator] | None
+
+
+def resolve(config: Config, registry: Registry) -> Plan:
+    """Find and construct everything that the configuration names.
+
+    Raises:
+        ConfigError: A driver, a distribution or a file is not there, or a driver's options are wrong.
+        PluginError: What is named cannot be loaded, or its hooks do not fit.
+    """
+    files = _files(config, registry)
+    plan: dict[str, Any] = {
+        "backend": _backend(config, registry),
+        "platforms": tuple(_part(config, registry, "platform", table) for table in config.platforms),
+        "selectors": tuple(_part(config, registry, "selector", table) for table in config.selectors),
+        "sinks": tuple(_part(config, registry, "sink", table) for table in config.sinks),
+        "sources": tuple(_part(config, registry, "source", table) for table in config.sources),
+        "trainer": _part(config, registry, "trainer", config.trainer) if config.trainer else None,
+        "annotator": _part(config, registry, "annotator", config.annotator) if config.annotator else None,
+    }
+    packages = _packages(config, registry)
+    return Plan(config=config, hooks=Hooks(files | registry.hook_modules(packages)), packages=packages, **plan)
+
+
+def _files(config: Config, registry: Registry) -> dict[str, object]:
+    for index, path in enumerate(config.plugins.files):
+        if not path.is_file():
+            raise config.error(f"plugins.files[{index}]", f"there is no file {path}")
+    return dict(registry.add_files(config.plugins.files))
+
+
+def _packages(config: Config, registry: Registry) -> tuple[str, ...]:
+    installed = {normal(package): package for package in registry.packages()}
+    named = [registry.package(kind, table.driver) for kind, table in config.drivers()]
+    for index, name in enumerate(config.plugins.enabled):
+        if normal(name) not in installed:
+            near = nearest(name, tuple(installed.values()))
+            hint = f"; did you mean {near!r}?" if near else ""
+            what = (
+                f"no plugin {name!r} is installed{hint} (installed: {', '.join(sorted(installed.values())) or 'none'})"
+            )
+            raise config.error(f"plugins.enabled[{index}]", what)
+        named.append(installed[normal(name)])
+    return tuple(sorted({package for package in named if package}))
+
+
+def _backend(config: Config, registry: Registry) -> BackendPart | None:
+    if config.backend is None:
+        return None
+    found, options = _class(config, registry, "backend", config.backend)
+    return BackendPart(table=config.backend, type=found, options=options)
+
+
+def _part(config: Config, registry: Registry, kind: str, table: DriverTable) -> Part[Any, Any]:
+    found, options = _class(config, registry, kind, table)
+    try:
+        driver = found(options)
+    except ConfigError as exc:
+        raise config.located(exc, f"{table.key}.{exc.key}" if exc.key else table.key) from None
+    except LoopcoreError:
+        raise
+    except Exception as exc:
+        message = f"the {kind} {table.driver!r} cannot be constructed: {type(exc).__name__}: {exc}"
+        raise PluginError(message, plugin=table.driver, package=registry.package(kind, table.driver)) from exc
+    return Part(table=table, driver=driver)
+
+
+def _class(config: Config, registry: Registry, kind: str, table: DriverTable) -> tuple[Any, Any]:
+    try:
+        found = registry.driver(kind, table.driver)
+    except UnknownDriverError as exc:
+        raise config.located(exc, f"{table.key}.driver") from None
+    return found, config.decode(table, found.Options)

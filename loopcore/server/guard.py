@@ -1,0 +1,92 @@
+"""Who may call: Host and Origin are checked for every verb and every websocket, then the token.
+
+A page from elsewhere must not reach a node on the loopback through its reader's browser. A foreign `Origin` tells such
+a page; a foreign `Host` tells a name that was bent to this address after the page was loaded (DNS rebinding).
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import socket
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from loopcore.config import ServerTable
+
+OPEN_PATHS = frozenset({"/health", "/ready"})
+"""What a supervisor asks without a token: one word each, no data."""
+
+
+class Guard:
+    """An ASGI application in front of another, which lets through what may pass."""
+
+    def __init__(self, app: ASGIApp, table: ServerTable) -> None:
+        self._app = app
+        self._token = table.token.reveal().encode() if table.token else None
+        names = {"localhost", table.host, socket.gethostname(), *table.allowed_hosts}
+        self._names = frozenset(name.lower() for name in names)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        refusal = self._refusal(scope, Headers(scope=scope))
+        if refusal is None:
+            await self._app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1008, "reason": refusal[1]})
+        else:
+            status, sentence = refusal
+            headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
+            await JSONResponse({"error": "Refused", "message": sentence}, status, headers)(scope, receive, send)
+
+    def _refusal(self, scope: Scope, headers: Headers) -> tuple[int, str] | None:
+        host = _host_name(headers.get("host", ""))
+        if not self._knows(host):
+            return 403, "this node is not known by that name; add it to [server] allowed_hosts"
+        origin = headers.get("origin")
+        if origin is not None and not self._is_own(origin, headers["host"]):
+            return 403, "pages from elsewhere may not call this node"
+        if self._token and scope["path"] not in OPEN_PATHS and not self._has_token(headers):
+            return 401, "send the node's token as 'Authorization: Bearer …'"
+        return None
+
+    def _knows(self, host: str) -> bool:
+        return host in self._names or _is_address(host)
+
+    def _is_own(self, origin: str, host: str) -> bool:
+        try:
+            parts = urlsplit(origin)
+        except ValueError:
+            return False
+        return parts.netloc.lower() == host.lower() or (parts.hostname or "") in self._names - {"localhost"}
+
+    def _has_token(self, headers: Mapping[str, str]) -> bool:
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        return (
+            self._token is not None
+            and scheme.lower() == "bearer"
+            and hmac.compare_digest(token.strip().encode(), self._token)
+        )
+
+
+def _host_name(header: str) -> str:
+    """The name in a Host header, in lower case, without the port."""
+    if header.startswith("["):
+        return header.partition("]")[0].removeprefix("[").lower()
+    return header.partition(":")[0].lower()
+
+
+def _is_address(host: str) -> bool:
+    """An address cannot be bent to another machine, so it needs no list."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,221 @@
+"""The core's own paths, and the dispatch to those that plugins mount."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from anyio import create_task_group
+from msgspec import Struct
+from starlette.applications import Starlette
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from loopcore.abc import Service
+from loopcore.config import ServerTable
+from loopcore.errors import (
+    BusyError,
+    FrameError,
+    LoopcoreError,
+    NotReadyError,
+    PluginError,
+    StorageError,
+)
+from loopcore.hookspecs import Mount
+from loopcore.server.guard import Guard
+from loopcore.server.metrics import prometheus
+from loopcore.types import Answer, Encoded, Keep
+
+RESERVED = ("/predict", "/health", "/ready", "/status", "/metrics")
+"""The core's own paths."""
+
+CLIENT_GONE = 499
+"""Nobody reads this answer; the number is for the log."""
+
+_json = msgspec.json.Encoder()
+
+
+class _Wish(Struct, frozen=True, forbid_unknown_fields=True):
+    """The parameters of `POST /predict`, in the query or as fields of the form."""
+
+    camera: str | None = None
+    captured: datetime | None = None
+    tags: tuple[str, ...] = ()
+    source: str | None = None
+    keep: Keep = Keep.SELECTED
+
+
+def application(service: Service, table: ServerTable, mounts: Sequence[Mount] = ()) -> ASGIApp:
+    """The node's ASGI application.
+
+    Raises:
+        PluginError: Two mounts want one path, or one wants a path of the core.
+    """
+    api = _Api(service)
+    core = Starlette(
+        routes=[
+            Route("/predict", api.predict, methods=["POST"]),
+            Route("/health", api.health),
+            Route("/ready", api.ready),
+            Route("/status", api.status),
+            Route("/metrics", api.metrics),
+        ],
+        exception_handlers={LoopcoreError: _failed, HTTPException: _refused},
+        max_body_size=table.max_body,
+    )
+    places = {mount.path: RequestBodyLimitMiddleware(mount.app, table.max_body) for mount in _checked(mounts)}
+    return Guard(_Dispatch(core, places), table)
+
+
+def _checked(mounts: Sequence[Mount]) -> Sequence[Mount]:
+    paths = [mount.path for mount in mounts]
+    for path in paths:
+        if not path.startswith("/") or path.endswith("/"):
+            raise PluginError(f"a plugin mounts {path!r}; a path begins with '/' and does not end with it")
+        if any(_below(path, own) or _below(own, path) for own in RESERVED):
+            raise PluginError(f"a plugin mounts {path!r}, which is the core's own")
+        if paths.count(path) > 1:
+            raise PluginError(f"two plugins mount {path!r}")
+    return mounts
+
+
+def _below(path: str, place: str) -> bool:
+    return path == place or path.startswith(place + "/")
+
+
+class _Dispatch:
+    """Sends a request to the mount with the longest fitting path, else to the core. Mounts see the whole path."""
+
+    def __init__(self, core: ASGIApp, places: Mapping[str, ASGIApp]) -> None:
+        self._core = core
+        self._places = sorted(places.items(), key=lambda place: len(place[0]), reverse=True)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "")
+        app = next((app for place, app in self._places if _below(path, place)), self._core)
+        await app(scope, receive, send)
+
+
+class _Api:
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def predict(self, request: Request) -> Response:
+        """An image as the raw body, or as the part `image` of a form; parameters as query or as fields."""
+        try:
+            image, wish = await _read(request)
+        except ClientDisconnect:
+            return Response(status_code=CLIENT_GONE)
+        answer = await self._unless_gone(request, image, wish)
+        if answer is None:
+            return Response(status_code=CLIENT_GONE)
+        return Response(_json.encode(answer), media_type="application/json")
+
+    async def _unless_gone(self, request: Request, image: Encoded, wish: _Wish) -> Answer | None:
+        """The answer, or `None` if the client went away first; then its work is cancelled."""
+        answer: Answer | None = None
+        failure: LoopcoreError | None = None
+
+        async def watch() -> None:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+            group.cancel_scope.cancel()
+
+        async with create_task_group() as group:
+            group.start_soon(watch)
+            try:
+                answer = await self._service.predict(
+                    image,
+                    camera=wish.camera,
+                    captured=wish.captured,
+                    tags=wish.tags,
+                    source=wish.source,
+                    keep=wish.keep,
+                )
+            except LoopcoreError as exc:
+                failure = exc
+            group.cancel_scope.cancel()
+        if failure:
+            raise failure
+        return answer
+
+    async def health(self, _: Request) -> Response:
+        """The process lives and its event loop turns."""
+        return _answer({"health": "ok"})
+
+    async def ready(self, _: Request) -> Response:
+        """A model serves, or this node needs none."""
+        status = await self._service.status()
+        if status["ready"]:
+            return _answer({"ready": True})
+        return _answer({"ready": False}, 503, {"Retry-After": "1"})
+
+    async def status(self, _: Request) -> Response:
+        return _answer(await self._service.status())
+
+    async def metrics(self, _: Request) -> Response:
+        text = prometheus(await self._service.status())
+        return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
+
+
+async def _read(request: Request) -> tuple[Encoded, _Wish]:
+    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media != "multipart/form-data":
+        data = await request.body()
+        if not data:
+            raise FrameError("the body is empty; send the bytes of a JPEG or PNG", status=400)
+        return Encoded(data, media or "application/octet-stream"), _wish(request.query_params.multi_items())
+    async with request.form(max_files=1, max_fields=64, max_part_size=64_000) as form:
+        image = form.get("image")
+        if not isinstance(image, UploadFile):
+            raise FrameError("the form has no file part named 'image'", status=400)
+        fields = [(name, value) for name, value in form.multi_items() if isinstance(value, str)]
+        encoded = Encoded(await image.read(), image.content_type or "application/octet-stream")
+        return encoded, _wish([*request.query_params.multi_items(), *fields])
+
+
+def _wish(items: Sequence[tuple[str, str]]) -> _Wish:
+    table: dict[str, Any] = {name: value for name, value in items if name != "tags"}
+    tags = tuple(tag.strip() for name, value in items if name == "tags" for tag in value.split(",") if tag.strip())
+    try:
+        return msgspec.convert({**table, "tags": tags}, _Wish, strict=False)
+    except msgspec.ValidationError as exc:
+        raise FrameError(f"a parameter is wrong: {exc}", status=400) from exc
+
+
+def _answer(content: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(_json.encode(content), status, headers, "application/json")
+
+
+async def _failed(_: Request, exc: Exception) -> Response:
+    headers = {}
+    if isinstance(exc, NotReadyError | BusyError):
+        headers["Retry-After"] = str(max(1, round(exc.retry_after_s)))
+    return _answer({"error": type(exc).__name__, "message": str(exc)}, _status(exc), headers)
+
+
+def _status(exc: Exception) -> int:
+    match exc:
+        case FrameError():
+            return exc.status
+        case NotReadyError():
+            return 503
+        case BusyError():
+            return 429
+        case StorageError():
+            return 507
+    return 500
+
+
+async def _refused(_: Request, exc: Exception) -> Response:
+    status = exc.status_code if isinstance(exc, HTTPException) else 500
+    detail = exc.detail if isinstance(exc, HTTPException) else ""
+    headers = dict(exc.headers or {}) if isinstance(exc, HTTPException) else {}
+    return _answer({"error": "Refused", "message": detail}, status, headers)

@@ -1,0 +1,308 @@
+"""What the outbox makes of torn files, flipped bits, full disks and kills."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from datetime import UTC, datetime
+
+import anyio
+import pytest
+
+from loopcore.collect.outbox import Outbox, Taker
+from loopcore.collect.outbox.records import HEADER_BYTES
+from loopcore.errors import StorageError
+
+pytestmark = pytest.mark.anyio
+
+ALL = {"max_count": 1000, "max_bytes": 1 << 40}
+A = Taker(name="a")
+NOON = datetime(2026, 5, 4, 12, tzinfo=UTC)
+
+
+async def ids(outbox):
+    return [lease.id for lease in await outbox.lease("a", **ALL)]
+
+
+def segment(folder):
+    return max(folder.glob("segments/*.seg"))
+
+
+async def fill(folder, bounds, sample, count):
+    """An outbox of small samples, closed in order, with records of one length each; their ids."""
+    still = {"now": lambda: NOON, "uptime": lambda: 0.0}
+    async with Outbox(folder, bounds(), [A], **still) as outbox:
+        return [(await outbox.accept(*sample(n, size=40))).id for n in range(count)]
+
+
+async def test_torn_end_costs_nothing_but_the_torn_record(tmp_path, sample, bounds):
+    """As after a power cut while the third of three records was being written: at every byte of it."""
+    source = tmp_path / "source"
+    names = await fill(source, bounds, sample, 2)
+    whole = segment(source)
+    complete = whole.stat().st_size
+    (await fill(tmp_path / "longer", bounds, sample, 3)).pop()
+    longer = segment(tmp_path / "longer").read_bytes()
+    for size in range(complete, len(longer), 7):
+        folder = tmp_path / f"torn-{size}"
+        shutil.copytree(source, folder)
+        for data in (longer[:size], longer[:size] + bytes(len(longer) - size)):
+            segment(folder).write_bytes(data)
+            async with Outbox(folder, bounds(), [A]) as outbox:
+                assert await ids(outbox) == names
+                assert (await outbox.status())["quarantined"] == 0
+        shutil.rmtree(folder)
+
+
+async def test_records_beyond_the_index_are_taken_in(tmp_path, sample, bounds):
+    names = await fill(tmp_path / "longer", bounds, sample, 3)
+    await fill(tmp_path / "shorter", bounds, sample, 2)
+    shutil.copy(segment(tmp_path / "longer"), segment(tmp_path / "shorter"))
+    async with Outbox(tmp_path / "shorter", bounds(), [A]) as outbox:
+        assert await ids(outbox) == names
+
+
+@pytest.mark.parametrize("lost", ["index", "records"])
+async def test_flipped_bit_is_found_put_aside_and_the_rest_flows(tmp_path, sample, bounds, lost):
+    """In every part of the middle record: magic, lengths, checksum, JSON, image; with the index and without."""
+    source = tmp_path / "source"
+    names = await fill(source, bounds, sample, 3)
+    length = segment(source).stat().st_size // 3
+    parts = [*range(0, HEADER_BYTES, 3), HEADER_BYTES + 1, length // 2, length - 40, length - 1]
+    for part in parts:
+        folder = tmp_path / f"flipped-{part}"
+        shutil.copytree(source, folder)
+        data = bytearray(segment(folder).read_bytes())
+        data[length + part] ^= 0x10
+        segment(folder).write_bytes(data)
+        if lost == "index":
+            (folder / "index.db").unlink()
+        async with Outbox(folder, bounds(), [A]) as outbox:
+            leases = await outbox.lease("a", **ALL)
+            found = [sample.info.id for sample in await outbox.read(leases) if sample]
+            assert found == [names[0], names[2]]
+            status = await outbox.status()
+            assert (status["quarantined"], status["count"]) == (1, 2)
+        assert len(list(folder.glob("quarantine/*"))) == 1
+        shutil.rmtree(folder)
+
+
+async def test_sample_that_is_damaged_here_is_whole_again_when_it_comes_again(tmp_path, sample, bounds):
+    await fill(tmp_path, bounds, sample, 1)
+    data = bytearray(segment(tmp_path).read_bytes())
+    data[HEADER_BYTES + 3] ^= 1
+    segment(tmp_path).write_bytes(data)
+    async with Outbox(tmp_path, bounds(), [A]) as outbox:
+        info, image = sample(0, size=40)
+        await outbox.accept(info, image)
+        (found,) = await outbox.read(await outbox.lease("a", **ALL))
+        assert found.image == image
+
+
+async def spoil(index, how):
+    if how == "missing":
+        index.unlink()
+    elif how == "empty":
+        index.write_bytes(b"")
+    elif how == "foreign":
+        index.write_bytes(b"no database" * 1000)
+    else:
+        data = bytearray(index.read_bytes())
+        data[4096 + 100 :] = bytes(len(data) - 4196)
+        index.write_bytes(data)
+
+
+@pytest.mark.parametrize("how", ["missing", "empty", "foreign", "zeroes"])
+async def test_lost_index_is_made_anew_from_the_segments(tmp_path, sample, bounds, how):
+    async with Outbox(tmp_path, bounds(), [A]) as outbox:
+        names = [(await outbox.accept(*sample(n))).id for n in range(20)]
+        tagged = await outbox.accept(*sample(5, tags=("merged",)))
+        leases = await outbox.lease("a", **ALL)
+        await outbox.rejected("a", leases[0], "no")
+    await spoil(tmp_path / "index.db", how)
+    async with Outbox(tmp_path, bounds(), [A]) as outbox:
+        leases = await outbox.lease("a", **ALL)
+        assert [lease.id for lease in leases] == names[1:]
+        assert (await outbox.read(leases))[4].info == tagged
+        assert [row["id"] for row in await outbox.list_rejected()] == names[:1]
+        late = await outbox.accept(*sample(30))
+        assert await ids(outbox) == [late.id]
+
+
+async def test_index_that_turns_out_damaged_at_work_is_made_anew(tmp_path, sample, bounds):
+    async with Outbox(tmp_path, bounds(), [A]) as outbox:
+        async with anyio.create_task_group() as group:
+            for n in range(200):
+                group.start_soon(outbox.accept, *sample(n, size=40))
+        names = [line.id for line in await outbox.list(limit=1000)]
+    with sqlite3.connect(tmp_path / "index.db") as db:
+        (page,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'todo_order'").fetchone()
+    db.close()
+    with (tmp_path / "index.db").open("r+b") as file:
+        file.seek((page - 1) * 4096)
+        file.write(b"\xff" * 4096)
+    async with Outbox(tmp_path, bounds(), [A]) as outbox:
+        assert await ids(outbox) == names
+
+
+async def test_index_of_a_newer_version_is_left_alone(tmp_path, sample, bounds):
+    await fill(tmp_path, bounds, sample, 1)
+    with sqlite3.connect(tmp_path / "index.db") as db:
+        db.execute("PRAGMA user_version = 99")
+    db.close()
+    before = (tmp_path / "index.db").read_bytes()
+    with pytest.raises(StorageError, match="newer"):
+        async with Outbox(tmp_path, bounds(), [A]):
+            pytest.fail("opened")
+    assert (tmp_path / "index.db").read_bytes() == before
+
+
+async def test_files_removed_by_hand_are_counted_and_no_error(tmp_path, sample, bounds):
+    async with Outbox(tmp_path, bounds(max_bytes=1 << 21), [A]) as outbox:
+        for n in range(4):
+            await outbox.accept(*sample(n, size=40_000))
+        (lease, *_) = await outbox.lease("a", max_count=1, max_bytes=1)
+        await outbox.rejected("a", lease, "no")
+        for path in [min(tmp_path.glob("segments/*")), *tmp_path.glob("rejected/a/*.json")]:
+            path.unlink()
+        if len(list(tmp_path.glob("segments/*"))) != 1:
+            pytest.fail("two samples to a segment were expected")
+        leases = await outbox.lease("a", **ALL)
+        assert [sample is None for sample in await outbox.read(leases)] == [True, False, False]
+        await outbox.sweep()
+        status = await outbox.status()
+        assert (status["operator_deleted"], status["count"], status["quarantined"]) == (2, 2, 0)
+        assert await outbox.list_rejected() == []
+
+
+@pytest.mark.parametrize("step", ["open", "write", "sync"])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EMFILE, errno.EROFS])
+async def test_disk_that_refuses_is_an_error_of_that_sample_alone(tmp_path, sample, bounds, faulty, step, code):
+    names = []
+    for first in (True, False):
+        async with Outbox(tmp_path, bounds(), [A], disk=faulty) as outbox:
+            if not first:
+                names.append((await outbox.accept(*sample(1))).id)
+            faulty.fails[step] = faulty.fails["truncate"] = OSError(code, os.strerror(code))
+            faulty.short = 700
+            if first or step != "open":  # there is an open segment already
+                with pytest.raises(StorageError, match=os.strerror(code)):
+                    await outbox.accept(*sample(2))
+            faulty.fails.clear()
+            faulty.short = None
+            names.append((await outbox.accept(*sample(3 + first))).id)
+            assert (await outbox.status())["count"] == len(names)
+    (tmp_path / "index.db").unlink()
+    async with Outbox(tmp_path, bounds(), [A]) as outbox:
+        again = await ids(outbox)
+        assert [name for name in again if name in names] == names
+        assert set(again) - set(names) <= {sample(2)[0].id}
+
+
+async def test_acknowledgements_are_noted_while_nothing_can_be_accepted(tmp_path, sample, bounds, faulty):
+    async with Outbox(tmp_path, bounds(), [A], disk=faulty) as outbox:
+        await outbox.accept(*sample(1))
+        leases = await outbox.lease("a", **ALL)
+        faulty.fails["sync"] = OSError(errno.EIO, "gone")
+        refused = []
+
+        async def accept(number: int) -> None:
+            try:
+                await outbox.accept(*sample(number))
+            except StorageError:
+                refused.append(number)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(accept, 2)
+            group.start_soon(accept, 3)
+            group.start_soon(outbox.delivered, "a", leases)
+        assert (sorted(refused), (await outbox.status())["count"]) == ([2, 3], 0)
+
+
+async def test_lease_asked_for_in_a_turn_that_failed_is_still_given(tmp_path, sample, bounds, faulty):
+    async with Outbox(tmp_path, bounds(), [A], disk=faulty) as outbox:
+        first = (await outbox.accept(*sample(1))).id
+        faulty.fails["sync"] = OSError(errno.EIO, "gone")
+        found = []
+
+        async def accept(number: int) -> None:
+            with pytest.raises(StorageError):
+                await outbox.accept(*sample(number))
+
+        async def lease() -> None:
+            found.extend(await ids(outbox))
+
+        async with anyio.create_task_group() as group:
+            for n in range(2, 5):
+                group.start_soon(accept, n)
+            group.start_soon(lease)
+        assert found == [first]
+
+
+NODE = """
+import random, sys
+from datetime import UTC, datetime
+from pathlib import Path
+import anyio
+from loopcore.collect.outbox import Outbox, Taker
+from loopcore.config import OutboxTable
+from loopcore.types import SampleInfo, image_id, sample_id
+
+async def caller(outbox, rng):
+    while True:
+        image = rng.randbytes(20_000)
+        digest = image_id(image)
+        info = SampleInfo(id=sample_id(digest, None, None), image_id=digest, media="image/jpeg", image_bytes=20_000,
+            width=1, height=1, kept=datetime.now(UTC))
+        await outbox.accept(info, image)
+        print("accepted", info.id, flush=True)
+
+async def sender(outbox, limit):
+    while True:
+        leases = await outbox.lease("a", max_count=3, max_bytes=1 << 30)
+        if not leases:
+            await outbox.wait("a")
+            continue
+        await outbox.delivered("a", leases[:1])
+        for lease in leases[:1]:
+            print("delivered", lease.id, flush=True)
+        outbox.release("a", leases)
+
+async def main():
+    async with Outbox(Path(sys.argv[1]), OutboxTable(), [Taker(name="a")]) as outbox:
+        async with anyio.create_task_group() as group:
+            for _ in range(4):
+                group.start_soon(caller, outbox, random.Random())
+            group.start_soon(sender, outbox, 3)
+
+anyio.run(main)
+"""
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_nothing_accepted_is_lost_and_nothing_delivered_comes_again_when_killed(tmp_path, bounds):
+    accepted, delivered = [], set()
+    for lines in (5, 17, 40):
+        node = subprocess.Popen([sys.executable, "-c", NODE, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        assert node.stdout
+        said = [node.stdout.readline() for _ in range(lines)]
+        node.send_signal(signal.SIGKILL)
+        said += node.stdout.readlines()
+        node.wait()
+        node.stdout.close()
+        for line in said:
+            word, _, name = line.rstrip("\n").partition(" ")
+            if len(name) == 64:
+                accepted.append(name) if word == "accepted" else delivered.add(name)
+    async with Outbox(tmp_path, bounds(), [A]) as outbox:
+        leases = await outbox.lease("a", max_count=100_000, max_bytes=1 << 40)
+        waiting = [sample.info.id for sample in await outbox.read(leases) if sample]
+    assert len(waiting) == len(leases)
+    assert not delivered & set(waiting)
+    # the last delivery may be noted and not yet said
+    assert len(set(accepted) - delivered - set(waiting)) <= 3

@@ -1,0 +1,141 @@
+"""A model comes into service, and no call fails because of it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import anyio
+import pytest
+from anyio import create_task_group, fail_after
+
+from loopcore.abc import Backend
+from loopcore.errors import BackendError, ModelError, NotReadyError, PluginError
+from loopcore.infer.serving import Serving
+from loopcore.options import Options
+from loopcore.types import Box, Frame, Model, ModelInfo, Prediction
+
+pytestmark = pytest.mark.anyio
+
+
+class Diary(Backend):
+    """A backend that writes down when it is opened and closed, and fails as its model's name says."""
+
+    formats = ("test",)
+    entries: list[str]
+
+    def __init__(self, model: Model, entries: list[str]) -> None:
+        super().__init__(Options(), model)
+        self.entries = entries
+
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
+        version = self.model.info.version
+        if version == "unreadable":
+            raise ModelError("cannot be read")
+        if version == "buggy":
+            raise ZeroDivisionError
+        self.entries.append(f"open {version}")
+        try:
+            yield self
+        finally:
+            self.entries.append(f"close {version}")
+
+    def infer(self, frames: Sequence[Frame]) -> Sequence[Prediction]:
+        version = self.model.info.version
+        if version == "failing":
+            raise BackendError("out of memory")
+        if version == "infinite":
+            return [Prediction(detections=(Box(label="a", x=float("inf"), y=0, width=1, height=1),))]
+        return [] if version == "silent" else [Prediction(model_version=version) for _ in frames]
+
+
+def model(version: str) -> Model:
+    return Model(info=ModelInfo(name="m", version=version, format="test"), path=Path())
+
+
+@asynccontextmanager
+async def serving(
+    entries: list[str], activated: Callable[[Backend, Model | None], Awaitable[None]] | None = None
+) -> AsyncGenerator[Serving]:
+    async def quiet(backend: Backend, previous: Model | None) -> None:
+        pass
+
+    service = Serving(lambda model: Diary(model, entries), activated or quiet)
+    with fail_after(10):
+        async with create_task_group() as group:
+            await group.start(service.run)
+            yield service
+            group.cancel_scope.cancel()
+
+
+def served(service: Serving) -> str:
+    with service.borrow() as backend:
+        return backend.model.info.version
+
+
+async def test_nothing_is_borrowed_before_a_model_serves() -> None:
+    async with serving([]) as service:
+        with pytest.raises(NotReadyError):
+            served(service)
+
+
+async def test_the_new_model_is_open_before_the_old_one_closes() -> None:
+    entries: list[str] = []
+    async with serving(entries) as service:
+        await service.activate(model("1"))
+        await service.activate(model("2"))
+        assert served(service) == "2"
+    assert entries == ["open 1", "open 2", "close 1", "close 2"]
+
+
+async def test_the_old_model_closes_only_after_its_last_call() -> None:
+    entries: list[str] = []
+    async with serving(entries) as service:
+        await service.activate(model("1"))
+        with service.borrow() as old:
+            await service.activate(model("2"))
+            await anyio.wait_all_tasks_blocked()
+            assert entries == ["open 1", "open 2"]
+            assert old.model.info.version == "1"
+        await anyio.wait_all_tasks_blocked()
+        assert entries == ["open 1", "open 2", "close 1"]
+
+
+@pytest.mark.parametrize(
+    ("version", "error"),
+    [
+        ("unreadable", ModelError),
+        ("failing", ModelError),
+        ("infinite", ModelError),
+        ("buggy", PluginError),
+        ("silent", PluginError),
+    ],
+)
+async def test_a_model_that_cannot_serve_is_refused_and_the_old_one_goes_on(
+    version: str, error: type[Exception]
+) -> None:
+    entries: list[str] = []
+    async with serving(entries) as service:
+        await service.activate(model("1"))
+        with pytest.raises(error):
+            await service.activate(model(version))
+        assert served(service) == "1"
+        assert "close 1" not in entries
+        await service.activate(model("2"))
+        assert served(service) == "2"
+
+
+async def test_the_activation_is_told_while_the_old_model_is_still_open() -> None:
+    entries: list[str] = []
+    told: list[Any] = []
+
+    async def activated(backend: Backend, previous: Model | None) -> None:
+        told.append((backend.model.info.version, previous and previous.info.version, "close 1" in entries))
+
+    async with serving(entries, activated) as service:
+        await service.activate(model("1"))
+        await service.activate(model("2"))
+    assert told == [("1", None, False), ("2", "1", False)]

@@ -1,0 +1,245 @@
+"""The neutral HTTP API."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+from anyio import fail_after
+
+from loopcore.config import ServerTable
+from loopcore.errors import (
+    BackendError,
+    BusyError,
+    FrameError,
+    NotReadyError,
+    OutboxFullError,
+    PluginError,
+    StorageError,
+)
+from loopcore.hookspecs import Mount
+from loopcore.options import Secret
+from loopcore.server import application
+from loopcore.types import Encoded, Keep
+
+from .conftest import Double, Serve
+
+pytestmark = pytest.mark.anyio
+
+JPEG = {"Content-Type": "image/jpeg"}
+
+
+async def test_a_raw_body_is_answered_with_the_neutral_json(serve: Serve, double: Double) -> None:
+    async with serve() as client:
+        answer = await client.post("/predict", content=b"picture", headers=JPEG)
+    assert answer.status_code == 200
+    assert answer.json() == {
+        "prediction": {
+            "detections": [{"kind": "box", "label": "cup", "confidence": 0.5, "x": 1, "y": 2, "width": 3, "height": 4}],
+            "model": "",
+            "model_version": "",
+            "infer_ms": None,
+            "extra": {},
+        },
+        "width": 640,
+        "height": 480,
+        "sample_id": "ab",
+        "reasons": ["why"],
+    }
+    assert double.asked[0]["image"] == Encoded(b"picture", "image/jpeg")
+
+
+async def test_parameters_come_in_the_query(serve: Serve, double: Double) -> None:
+    query = "camera=c1&captured=2026-01-02T03:04:05%2B01:00&tags=a,b&tags=c&source=gate&keep=all"
+    async with serve() as client:
+        assert (await client.post(f"/predict?{query}", content=b"x", headers=JPEG)).status_code == 200
+    asked = double.asked[0]
+    assert asked["camera"] == "c1"
+    assert asked["captured"].astimezone(UTC) == datetime(2026, 1, 2, 2, 4, 5, tzinfo=UTC)
+    assert asked["captured"].utcoffset() == timedelta(hours=1)
+    assert asked["tags"] == ("a", "b", "c")
+    assert asked["source"] == "gate"
+    assert asked["keep"] is Keep.ALL
+
+
+async def test_a_form_carries_image_and_parameters(serve: Serve, double: Double) -> None:
+    async with serve() as client:
+        answer = await client.post(
+            "/predict", files={"image": ("x.png", b"png", "image/png")}, data={"camera": "c2", "keep": "none"}
+        )
+    assert answer.status_code == 200
+    assert double.asked[0]["image"] == Encoded(b"png", "image/png")
+    assert double.asked[0]["camera"] == "c2"
+    assert double.asked[0]["keep"] is Keep.NONE
+
+
+@pytest.mark.parametrize("query", ["keep=maybe", "captured=yesterday", "colour=red", "captured=2026-99-01T00:00:00Z"])
+async def test_a_wrong_parameter_is_400_and_says_which(serve: Serve, query: str) -> None:
+    async with serve() as client:
+        answer = await client.post(f"/predict?{query}", content=b"x", headers=JPEG)
+    assert answer.status_code == 400
+    assert query.partition("=")[0] in answer.json()["message"]
+
+
+async def test_an_empty_body_and_a_form_without_image_are_400(serve: Serve) -> None:
+    async with serve() as client:
+        assert (await client.post("/predict", headers=JPEG)).status_code == 400
+        assert (await client.post("/predict", files={"picture": b"x"})).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "retry_after"),
+    [
+        (FrameError("not a picture"), 422, None),
+        (FrameError("too large", status=413), 413, None),
+        (NotReadyError("no model", retry_after_s=3), 503, "3"),
+        (BusyError("full"), 429, "1"),
+        (BackendError("nan"), 500, None),
+        (PluginError("broken"), 500, None),
+        (OutboxFullError("full"), 507, None),
+        (StorageError("disk"), 507, None),
+    ],
+)
+async def test_each_error_has_its_status_and_a_json_sentence(
+    serve: Serve, double: Double, failure: Exception, status: int, retry_after: str | None
+) -> None:
+    double.failure = failure
+    async with serve() as client:
+        answer = await client.post("/predict", content=b"x", headers=JPEG)
+    assert answer.status_code == status
+    assert answer.headers.get("Retry-After") == retry_after
+    assert answer.json() == {"error": type(failure).__name__, "message": str(failure)}
+
+
+async def test_a_body_over_the_limit_is_413_before_it_is_read(serve: Serve, double: Double) -> None:
+    async with serve(max_body=1000) as client:
+        answer = await client.post("/predict", content=b"x" * 2000, headers=JPEG)
+    assert answer.status_code == 413
+    assert not double.asked
+
+
+async def test_a_client_that_has_gone_cancels_its_work(serve: Serve, double: Double) -> None:
+    double.gate = anyio.Event()
+    with fail_after(10):
+        async with serve() as client:
+            async with anyio.create_task_group() as group:
+                group.start_soon(lambda: client.post("/predict", content=b"x", headers=JPEG))
+                await double.begun.wait()
+                group.cancel_scope.cancel()
+            await double.cancelled.wait()
+
+
+async def test_health_answers_and_ready_follows_the_model(serve: Serve, double: Double) -> None:
+    async with serve() as client:
+        assert (await client.get("/health")).status_code == 200
+        assert (await client.get("/ready")).status_code == 200
+        double.ready = False
+        answer = await client.get("/ready")
+    assert answer.status_code == 503
+    assert "Retry-After" in answer.headers
+
+
+async def test_metrics_are_prometheus_text(serve: Serve) -> None:
+    async with serve() as client:
+        answer = await client.get("/metrics")
+    lines = answer.text.splitlines()
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert "loopcore_frames_total 7" in lines
+    assert 'loopcore_frames_failed_total{error="BusyError"} 2' in lines
+    assert 'loopcore_model_info{name="a \\"model\\"",version="1"} 1' in lines
+    assert 'loopcore_outbox_dropped_total{rule="max_age"} 1' in lines
+    assert 'loopcore_sink_waiting{sink="folder"} 2' in lines
+
+
+async def test_an_unknown_path_and_a_wrong_verb_are_json_errors(serve: Serve) -> None:
+    async with serve() as client:
+        assert (await client.get("/nothing")).json()["error"] == "Refused"
+        assert (await client.get("/predict")).status_code == 405
+
+
+async def echo(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": scope["path"].encode()})
+
+
+async def test_a_mount_sees_the_whole_path(serve: Serve) -> None:
+    async with serve(mounts=[Mount(path="/detect", app=echo)]) as client:
+        assert (await client.get("/detect")).text == "/detect"
+        assert (await client.get("/detect/more")).text == "/detect/more"
+        assert (await client.get("/detector")).status_code == 404
+
+
+@pytest.mark.parametrize("paths", [["/predict"], ["/status/x"], ["/a", "/a"], ["detect"], ["/a/"], ["/"]])
+def test_a_mount_that_clashes_is_a_plugin_error(double: Double, paths: list[str]) -> None:
+    with pytest.raises(PluginError):
+        application(double, ServerTable(), [Mount(path=path, app=echo) for path in paths])  # type: ignore[arg-type]
+
+
+async def test_a_token_is_asked_for_everywhere_but_health_and_ready(serve: Serve) -> None:
+    async with serve(token=Secret("open sesame"), mounts=[Mount(path="/detect", app=echo)]) as client:
+        for path in ("/status", "/metrics", "/detect"):
+            assert (await client.get(path)).status_code == 401
+        assert (await client.post("/predict", content=b"x", headers=JPEG)).status_code == 401
+        assert (await client.get("/status", headers={"Authorization": "Bearer wrong"})).status_code == 401
+        assert (await client.get("/status", headers={"Authorization": "Bearer open sesame"})).status_code == 200
+        assert (await client.get("/health")).status_code == 200
+        assert (await client.get("/ready")).status_code == 200
+
+
+@pytest.mark.parametrize("verb", ["GET", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"])
+async def test_a_page_from_elsewhere_is_refused_for_every_verb(serve: Serve, verb: str) -> None:
+    async with serve() as client:
+        foreign = await client.request(verb, "/predict", headers={"Origin": "https://evil.example"})
+        rebound = await client.request(verb, "/predict", headers={"Host": "evil.example"})
+        null = await client.request(verb, "/predict", headers={"Origin": "null"})
+    assert {foreign.status_code, rebound.status_code, null.status_code} == {403}
+
+
+async def test_the_nodes_own_page_and_allowed_names_may_call(serve: Serve) -> None:
+    async with serve(allowed_hosts=("gate.local",)) as client:
+        own = {"Origin": str(client.base_url).rstrip("/")}
+        assert (await client.get("/health", headers=own)).status_code == 200
+        assert (await client.get("/health", headers={"Host": "gate.local:8004"})).status_code == 200
+        assert (await client.get("/health", headers={"Origin": "http://gate.local"})).status_code == 200
+        assert (await client.get("/health", headers={"Host": "localhost"})).status_code == 200
+
+
+async def test_no_answer_allows_other_origins_to_read_it(serve: Serve) -> None:
+    async with serve() as client:
+        answer = await client.get("/health")
+    assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        ({"Content-Type": "multipart/form-data"}, b"x"),
+        ({"Content-Type": "multipart/form-data; boundary=b"}, b"-" * 100_000),
+        ({"Content-Type": "multipart/form-data; boundary=b"}, b"--b\r\n" + b"a: b\r\n" * 100_000),
+        ({"Content-Type": "multipart/form-data; boundary=b"}, b"--b\r\nContent-Disposition: form-data\r\n\r\nx"),
+    ],
+)
+async def test_a_hostile_form_is_4xx(serve: Serve, headers: dict[str, str], body: bytes) -> None:
+    async with serve() as client:
+        answer = await client.post("/predict", headers=headers, content=body)
+    assert 400 <= answer.status_code < 500
+    assert json.loads(answer.text)["message"]
+
+
+async def test_a_running_request_may_end_when_the_node_stops(serve: Serve, double: Double) -> None:
+    double.gate = anyio.Event()
+    answers: list[httpx.Response] = []
+
+    async def ask(client: httpx.AsyncClient) -> None:
+        answers.append(await client.post("/predict", content=b"x", headers=JPEG))
+
+    with fail_after(10):
+        async with serve() as client, anyio.create_task_group() as group:
+            group.start_soon(ask, client)
+            await double.begun.wait()
+            double.gate.set()
+    assert answers[0].status_code == 200
