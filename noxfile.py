@@ -63,4 +63,5 @@ def long(session: nox.Session) -> None:
 def benchmarks(session: nox.Session) -> None:
     """All figures, on this machine, one script after the other."""
     for script in sorted(Path("benchmarks").glob("*.py")):
-        session.run("uv", "run", "python", str(script), *session.posargs)
+        if "def main" in script.read_text(encoding="utf-8"):
+            session.run("uv", "run", "python", "-m", f"benchmarks.{script.stem}", *session.posargs)

@@ -80,6 +80,8 @@ class Hooks:
         self._limit_s = limit_s
         self._size = queue
         self._wake = anyio.Event()
+        self._idle = anyio.Event()
+        self._idle.set()
         self._implementations = _implementations(plugins or {})
         self._waiting: dict[str, deque[dict[str, object]]] = {
             hook: deque() for hook in (KEPT, MADE) if hook in self._implementations
@@ -93,6 +95,11 @@ class Hooks:
             self._wake = anyio.Event()
             while hook := next((hook for hook, waiting in self._waiting.items() if waiting), None):
                 await self._tell(hook, **self._waiting[hook].popleft())
+            self._idle.set()
+
+    async def drained(self) -> None:
+        """Return when `run` has handed over all that waits."""
+        await self._idle.wait()
 
     def prediction_made(self, info: FrameInfo, prediction: Prediction) -> None:
         """Queue the event; never waits. In the event loop's thread."""
@@ -163,6 +170,8 @@ class Hooks:
             self.left_out += 1
         waiting.append(arguments)
         self._wake.set()
+        if self._idle.is_set():
+            self._idle = anyio.Event()
 
     def _ask(self, hook: str, **arguments: object) -> Iterator[tuple[str, Any]]:
         """The answers of all implementations of a contribution, without `None`."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 from msgspec import Meta, Struct, field
+from msgspec.structs import replace
 
 if TYPE_CHECKING:
     import numpy as np
@@ -301,3 +302,19 @@ def sample_id(image: str, camera: str | None, captured: datetime | None) -> str:
 def merged(old: tuple[str, ...], new: tuple[str, ...]) -> tuple[str, ...]:
     """Both, in order of arrival, without repetition: how tags and reasons of a sample accepted again come together."""
     return tuple(dict.fromkeys((*old, *new)))
+
+
+def joined(old: SampleInfo, new: SampleInfo) -> SampleInfo:
+    """What is known of a sample that is accepted again: tags and reasons of both, and the newest a human said.
+
+    The prediction and the time of the first acceptance stay, so that the same frame again changes nothing.
+    """
+    return replace(
+        old,
+        tags=merged(old.tags, new.tags),
+        reasons=merged(old.reasons, new.reasons),
+        prediction=old.prediction or new.prediction,
+        annotations=old.annotations if new.annotations is None else new.annotations,
+        state=new.state or old.state,
+        urgent=old.urgent or new.urgent,
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from hashlib import sha256
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ import pytest
 from loopcore import abc as contracts
 from loopcore import hookspecs
 from loopcore.abc import Driver
-from loopcore.deploy.modelstore import open_model
 from loopcore.drivers.folder_sink import FolderSink
 from loopcore.drivers.folder_source import FolderSource
 from loopcore.drivers.http_sink import HttpSink
@@ -24,6 +22,7 @@ from loopcore.drivers.onnx.backend import OnnxBackend
 from loopcore.drivers.selectors import Below, Count, Interval, Label, Random
 from loopcore.drivers.uncertain import Uncertain
 from loopcore.drivers.video_source import VideoSource
+from loopcore.package import open_model
 from loopcore.testing import (
     BackendSuite,
     HttpSinkSuite,
@@ -212,58 +211,17 @@ class TestVideoSource(SourceSuite):
         return {"path": str(tmp_path / "nowhere.mp4")}
 
 
-@pytest.fixture(scope="module")
-def spots_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """A detector of what is bright: the mean over squares of eight pixels is its heatmap."""
-    return open_model(_bright_spots(tmp_path_factory.mktemp("model")), tmp_path_factory.mktemp("unpacked"))
-
-
 class TestOnnxBackend(BackendSuite):
     driver = OnnxBackend
 
     @pytest.fixture
-    def model(self, spots_model: Model) -> Model:
-        return spots_model
+    def model(self, spots_model: Path, tmp_path: Path) -> Model:
+        return open_model(spots_model, tmp_path)
 
     @pytest.fixture
     def frames(self) -> list[Frame]:
         """Dark frames with two bright squares each, in different places."""
         return [_spots(width, height) for width, height in ((64, 64), (128, 64), (64, 128), (200, 150))]
-
-
-def _bright_spots(folder: Path) -> Path:
-    from onnx import TensorProto, helper, save
-
-    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 3, 64, 64])
-    heat = helper.make_tensor_value_info("heat", TensorProto.FLOAT, ["n", 1, 8, 8])
-    steps = [
-        helper.make_node("ReduceMean", ["image"], ["grey"], axes=[1], keepdims=1),
-        helper.make_node("AveragePool", ["grey"], ["heat"], kernel_shape=[8, 8], strides=[8, 8]),
-    ]
-    graph = helper.make_graph(steps, "spots", [image], [heat])
-    save(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), str(folder / "model.onnx")
-    )
-    data = (folder / "model.onnx").read_bytes()
-    manifest = {
-        "schema": 1,
-        "name": "spots",
-        "version": "1",
-        "format": "onnx",
-        "labels": ["spot"],
-        "spec": {
-            "decoder": "heatmap",
-            "scale": 1 / 255,
-            "stride": 8,
-            "box": 12,
-            "confidence": 0.5,
-            "resize": "letterbox",
-            "pad": 0,
-        },
-        "files": [{"name": "model.onnx", "size": len(data), "sha256": sha256(data).hexdigest()}],
-    }
-    (folder / "model.json").write_bytes(msgspec.json.encode(manifest))
-    return folder
 
 
 def _spots(width: int, height: int) -> Frame:

@@ -3,14 +3,14 @@
 The fenced blocks of a page run in order in a folder of its own:
 
 - `console`: lines after `$ ` are run by the shell; what follows is all of their output, with `...` for anything.
-  `exit=2`: that is the exit code of the last one. `eventually`: they are repeated until the output fits, because a node works beside
-  them. `no-run reason="…"`: only shown.
+  `exit=2`: that is the exit code of the last one. `eventually`: they are repeated until the output fits, because a node
+  works beside them. `no-run reason="…"`: only shown.
   `loopcore run … &` waits until the node is up; `kill %1`, or the end of the page, ends it, and it must end with 0.
   `pip install -e ./FOLDER` makes the folder known to those who read metadata, without touching the environment.
 - `toml` and `python` with `file=NAME` are written; `python` without is executed.
 - `<!-- after: PAGE -->`: this page begins in the folder as that page has left it.
 
-8004 stands for a port that is free.
+Where a page says `port = 8004`, 8004 stands for a port that is free.
 """
 
 from __future__ import annotations
@@ -24,20 +24,21 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import chdir, contextmanager
+from contextlib import chdir
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event, Thread
 from time import monotonic
-from typing import Any
+from typing import Any, get_args, get_origin
 from xml.etree import ElementTree as ET
 
 import pytest
+from msgspec import Struct, defstruct
+from msgspec.structs import fields
 
 from loopcore import __version__, errors, hookspecs
 from loopcore.abc import KINDS
-from loopcore.config import tables
-from loopcore.config.loading import _SEVERAL, _SINGLE  # the names of all tables stand nowhere else
+from loopcore.config import Config, tables
 from loopcore.drivers.onnx.decoders import DECODERS
 from loopcore.drivers.onnx.guess import HABITS
 from loopcore.drivers.onnx.spec import Spec
@@ -45,8 +46,10 @@ from loopcore.options import decode
 from loopcore.registry import Registry
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "CHANGELOG.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
-PORT = "8004"
+START = "docs/quickstart.md"
+PAGES = [START, "README.md", "CHANGELOG.md"]
+PAGES += sorted({f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} - {START})
+PORT = 8004
 LIMIT_S = 15.0
 
 
@@ -84,21 +87,70 @@ def commands(block: Block) -> Iterator[tuple[str, str, int]]:
 
 
 def fits(output: str, shown: str) -> bool:
-    """Whether the output is what is shown: `...` is any number of lines, within a line any characters."""
-    lines = (
-        "(?:.*\n)*" if line == "..." else ".*".join(map(re.escape, line.split("..."))) + "\n"
-        for line in shown.split("\n")
-    )
-    return re.fullmatch("".join(lines), output.rstrip("\n") + "\n") is not None
+    """Whether the output is what is shown: `...` is any number of lines, within a line any characters.
+
+    How many spaces stand between two columns does not matter.
+    """
+    output, shown = (re.sub(r"(?<=\S) {2,}", "  ", text).rstrip("\n") for text in (output, shown))
+    lines = (".*".join(map(re.escape, line.split("..."))) + r"\n" for line in shown.split("\n"))
+    pattern = "".join(r"(?:.*\n)*" if line == r".*\n" else line for line in lines)
+    return re.fullmatch(pattern, output + "\n") is not None
+
+
+class Node:
+    """A node that runs beside the page."""
+
+    def __init__(self, command: str, folder: Path, environment: Mapping[str, str]) -> None:
+        self._process = subprocess.Popen(
+            shlex.split(command),
+            cwd=folder,
+            env=environment,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        self._lines: list[str] = []
+        self._news = Event()
+        self._up = False
+        self._listener = Thread(target=self._listen)
+        self._listener.start()
+
+    @property
+    def log(self) -> str:
+        return "".join(self._lines)
+
+    def is_up(self) -> bool:
+        """Wait until it is, or has ended."""
+        return self._news.wait(LIMIT_S) and self._up
+
+    def end(self) -> int:
+        """Ask it to stop; its exit code."""
+        self._process.terminate()
+        try:
+            return self._process.wait(LIMIT_S)
+        finally:
+            self._process.kill()
+            self._listener.join()
+
+    def _listen(self) -> None:
+        assert self._process.stdout
+        with self._process.stdout as stream:
+            for line in stream:
+                self._lines.append(line)
+                if "The node is up" in line:
+                    self._up = True
+                    self._news.set()
+        self._news.set()
 
 
 @dataclass
 class Reader:
-    """Does what a page says, in a folder."""
+    """Does what a page says, in a folder; `port` takes the place of 8004."""
 
     folder: Path
     port: int
-    nodes: list[tuple[subprocess.Popen[str], list[str]]] = field(default_factory=list)
+    nodes: list[Node] = field(default_factory=list)
 
     def follow(self, page: str) -> None:
         """Do all of it, and stop what it has started.
@@ -122,12 +174,11 @@ class Reader:
             while self.nodes:
                 self._stop(page)
         finally:
-            for node, _ in self.nodes:
-                node.kill()
-                node.communicate()
+            for node in self.nodes:
+                node.end()
 
     def _mine(self, text: str) -> str:
-        return text.replace(PORT, str(self.port))
+        return text.replace(str(PORT), str(self.port))
 
     def _write(self, block: Block) -> None:
         path = self.folder / block.words["file"]
@@ -162,41 +213,19 @@ class Reader:
             if good or monotonic() > deadline:
                 break
             Event().wait(0.1)  # a node works beside us, and a shell command cannot wait for its news
-        log = "".join("".join(lines) for _, lines in self.nodes)
+        log = "".join(node.log for node in self.nodes)
         assert good, f"{block}: {command}\nexit code {done.returncode}\n{done.stdout}\n--- shown\n{shown}\n{log}"
 
     def _start(self, block: Block, command: str) -> None:
-        node = subprocess.Popen(
-            shlex.split(command),
-            cwd=self.folder,
-            env=self._environment(),
-            text=True,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        lines: list[str] = []
-        news = Event()
-
-        def listen() -> None:
-            assert node.stdout
-            for line in node.stdout:
-                lines.append(line)
-                if "The node is up" in line:
-                    news.set()
-            news.set()
-
-        self.nodes.append((node, lines))
-        Thread(target=listen, daemon=True).start()
-        assert news.wait(LIMIT_S), f"{block}: the node does not come up\n{''.join(lines)}"
-        assert any("The node is up" in line for line in lines), f"{block}: the node has ended\n{''.join(lines)}"
+        node = Node(command, self.folder, self._environment())
+        self.nodes.append(node)
+        assert node.is_up(), f"{block}: the node does not come up\n{node.log}"
 
     def _stop(self, place: str) -> None:
-        node, lines = self.nodes.pop()
-        node.terminate()
-        code = node.wait(LIMIT_S)
-        assert code == 0, f"{place}: the node ended with {code}\n{''.join(lines)}"
-        assert "ERROR" not in "".join(lines), f"{place}: {''.join(lines)}"
+        node = self.nodes.pop()
+        code = node.end()
+        assert code == 0, f"{place}: the node ended with {code}\n{node.log}"
+        assert "ERROR" not in node.log, f"{place}: {node.log}"
 
     def _announce(self, folder: Path) -> None:
         """What pip writes about a project that is installed from its folder, as far as anybody reads it."""
@@ -221,8 +250,9 @@ class Reader:
         }
 
 
-@contextmanager
-def free_port() -> Iterator[int]:
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    """A port that nobody else is given; bound, not listened on, which leaves it to those who share addresses."""
     with socket.socket() as held:
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         held.bind(("127.0.0.1", 0))
@@ -245,7 +275,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def read(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Callable[[str], Path]:
+def read(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest, port: int) -> Callable[[str], Path]:
     """Follows a page, once, and gives the folder as it was left."""
     folders: dict[str, Path] = {}
     left: set[str] = set()
@@ -254,12 +284,12 @@ def read(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
         if page not in folders:
             folders[page] = tmp_path_factory.mktemp(Path(page).stem)
             text = text_of(page)
-            if after := re.search(r"^<!-- after: (.+) -->$", text, re.MULTILINE):
+            after = re.search(r"^<!-- after: (.+) -->$", text, re.MULTILINE)
+            if after:
                 shutil.copytree(follow(f"docs/{after[1]}"), folders[page], dirs_exist_ok=True)
             elif "demo/" in text:
                 shutil.copytree(request.getfixturevalue("demo"), folders[page] / "demo")
-            with free_port() as port:
-                Reader(folders[page], port).follow(page)
+            Reader(folders[page], port if after or f"port = {PORT}" in text else PORT).follow(page)
             left.add(page)
         assert page in left, f"{page} has failed before"
         return folders[page]
@@ -334,9 +364,11 @@ def rows(page: str, heading: str) -> dict[str, list[str]]:
 
 
 CONFIGURATION = "docs/configuration.md"
-TABLES = {f"`[{name}]`": kind for name, kind in _SINGLE.items() if name not in {"trainer", "annotator"}}
-TABLES |= {f"`[[{name}]]`": kind for name, kind in _SEVERAL.items()}
-TABLES |= {"`when`": tables.When, "`[trainer]` and `[annotator]`": tables.DriverTable}
+TABLES: dict[str, type[Struct]] = {"`when`": tables.When, "`[trainer]` and `[annotator]`": tables.DriverTable}
+for one in fields(Config):
+    kinds = [kind for kind in (one.type, *get_args(one.type)) if getattr(kind, "__module__", "") == tables.__name__]
+    if kinds and kinds[0] is not tables.DriverTable:
+        TABLES[f"`[[{one.name}]]`" if get_origin(one.type) is tuple else f"`[{one.name}]`"] = kinds[0]
 BUILT_IN = [entry for entry in Registry().entries() if entry.package == "loopcore" and entry.kind in KINDS]
 
 
@@ -344,22 +376,17 @@ def assert_describes(heading: str, kind: type, keys: list[str]) -> None:
     """The section's table has these keys and no other, with their defaults."""
     described = rows(CONFIGURATION, heading)
     assert sorted(described) == sorted(keys)
-    required = {one.encode_name: one for one in tables.fields(kind) if one.required}
-    assert {name for name, cells in described.items() if cells[1] == "required"} == set(required)
-    for one in tables.fields(kind):
-        said = described.get(one.encode_name, ["", "required"])[1]
+    for one in fields(kind):
+        if one.encode_name not in described:
+            continue
+        said = described[one.encode_name][1]
+        assert (said == "required") == one.required, one.name
         if said == "none":
             assert one.default is None, one.name
         elif said.startswith("`"):
-            given: dict[str, Any] = {name: example(field.type) for name, field in required.items()}
-            given[one.encode_name] = tomllib.loads(f"it = {said.strip('`')}")["it"]
+            value = tomllib.loads(f"it = {said.strip('`')}")
             default = one.default_factory() if callable(one.default_factory) else one.default
-            assert getattr(decode(given, kind), one.name) == default, one.name
-
-
-def example(kind: Any) -> Any:
-    """A value for a key that must be given."""
-    return 1 if kind in {float, int} or "Duration" in str(kind) or "float" in str(kind) else "x"
+            assert decode(value, defstruct("One", [("it", one.type)])).it == default, one.name
 
 
 @pytest.mark.parametrize("heading", TABLES)
@@ -370,7 +397,7 @@ def test_configuration_describes_every_key_of_a_table(heading: str) -> None:
 @pytest.mark.parametrize("entry", BUILT_IN, ids=lambda entry: f"{entry.kind} {entry.name}")
 def test_configuration_describes_every_option_of_a_driver(entry: Any) -> None:
     options = Registry().driver(entry.kind, entry.name).Options
-    keys = [one.encode_name for one in tables.fields(options)]
+    keys = [one.encode_name for one in fields(options)]
     assert_describes(f"{entry.kind.capitalize()} `{entry.name}`", options, keys)
 
 
@@ -381,11 +408,12 @@ def test_configuration_describes_no_driver_that_is_not_there() -> None:
 
 def test_whole_file_shows_every_key_that_can_be_used_today(read: Callable[[str], Path]) -> None:
     shown = tomllib.loads((read(CONFIGURATION) / "loop.toml").read_text())
-    for name in ("node", "server", "inference", "backend", "outbox", "plugins"):
-        assert set(tables.own_keys(_SINGLE[name])) <= set(shown[name]), name
-    for name, kind in {"selectors": tables.SelectorTable, "sinks": tables.SinkTable}.items():
-        keys = {key for table in shown[name] for key in table}
-        assert set(tables.own_keys(kind)) - {"like"} <= keys, name
+    later = {"platforms", "rollouts", "trainer", "annotator"}
+    assert set(shown) == {one.name for one in fields(Config)} - later - {"document", "warnings"}
+    for name in set(shown) - {"sources"}:
+        tables_shown = shown[name] if isinstance(shown[name], list) else [shown[name]]
+        kind = TABLES.get(f"`[{name}]`") or TABLES[f"`[[{name}]]`"]
+        assert set(tables.own_keys(kind)) - {"like"} <= {key for table in tables_shown for key in table}, name
     drivers = {(name, table["driver"]) for name in ("sources", "selectors", "sinks") for table in shown[name]}
     assert drivers == {(f"{entry.kind}s", entry.name) for entry in BUILT_IN if entry.kind != "backend"}
 
@@ -435,6 +463,14 @@ def test_architecture_places_every_module() -> None:
     modules = {path.stem for path in [*package.glob("*.py"), *(init.parent for init in package.glob("*/__init__.py"))]}
     named = set(re.findall(r"`(\w+)/?`", section("docs/architecture.md", "What is where")))
     assert modules - {"__init__", "__main__"} <= named
+
+
+def test_architecture_shows_the_layers_that_are_checked() -> None:
+    contracts = tomllib.loads(text_of("pyproject.toml"))["tool"]["importlinter"]["contracts"]
+    layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
+    shown = re.search(r"^```\n(__main__ >.*?)```$", text_of("docs/architecture.md"), re.MULTILINE | re.DOTALL)
+    assert shown
+    assert " ".join(shown[1].split()) == " > ".join(layers)
 
 
 def test_changelog_has_an_entry_for_this_version() -> None:

@@ -226,9 +226,9 @@ def test_damaged_zip_is_a_model_error_wherever_it_is_damaged(tmp_path):
 
 
 def test_lock_is_refused_to_others_and_falls_with_the_block(tmp_path):
-    with locked(tmp_path / "lock"):
-        with pytest.raises(StorageError, match=f"in use by process {os.getpid()}"), locked(tmp_path / "lock"):
-            pytest.fail("two hold it")
+    refused = pytest.raises(StorageError, match=f"in use by process {os.getpid()}")
+    with locked(tmp_path / "lock"), refused, locked(tmp_path / "lock"):
+        pytest.fail("two hold it")
     with locked(tmp_path / "lock"):
         pass
 

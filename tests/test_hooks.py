@@ -10,15 +10,17 @@ from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import numpy as np
 import pytest
+from anyio import create_task_group, fail_after
 
 from loopcore import hookspecs
 from loopcore.errors import PluginError
 from loopcore.hooks import Hooks
 from loopcore.hookspecs import Mount, hookimpl
 from loopcore.testing import make_sample
-from loopcore.types import FrameInfo, Model, ModelInfo, Prediction
+from loopcore.types import FrameInfo, Model, ModelInfo, Prediction, SampleInfo
 
 pytestmark = pytest.mark.anyio
 
@@ -326,3 +328,24 @@ def test_one_plugin_under_two_names_is_refused() -> None:
     module = plugin()
     with pytest.raises(PluginError, match="registered twice"):
         Hooks({"a": module, "b": module})
+
+
+async def test_what_waits_is_handed_over_before_the_hooks_count_as_drained() -> None:
+    seen: list[SampleInfo] = []
+
+    class Plugin:
+        @hookimpl
+        async def loopcore_sample_kept(self, sample: SampleInfo) -> None:
+            await anyio.lowlevel.checkpoint()
+            seen.append(sample)
+
+    hooks = Hooks({"slow": Plugin()})
+    with fail_after(5):
+        async with create_task_group() as tasks:
+            await tasks.start(hooks.run)
+            await hooks.drained()
+            for seed in range(20):
+                hooks.sample_kept(make_sample(seed).info)
+            await hooks.drained()
+            assert len(seen) == 20
+            tasks.cancel_scope.cancel()

@@ -56,7 +56,7 @@ def _open_model(plan: Plan, scratch: Path) -> Model | None:
     path = plan.config.model_path
     if path is None or plan.backend is None:
         return None
-    from loopcore.deploy.package import open_model
+    from loopcore.package import open_model
 
     if not path.exists():
         raise plan.config.error("backend.model", f"there is no model {path}")

@@ -17,10 +17,9 @@ from loopcore import options
 from loopcore.abc import Backend
 from loopcore.cli.frames import CLIPS, Input, Looked, Looker, find, in_order, is_file, read
 from loopcore.cli.tally import Tally, progress_bar
-from loopcore.deploy.modelstore import open_model
-from loopcore.deploy.package import read_labels
 from loopcore.errors import ConfigError, ModelError
 from loopcore.files import write_atomic
+from loopcore.package import open_model, read_labels
 from loopcore.registry import Registry
 from loopcore.types import Model
 

@@ -13,12 +13,10 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from loopcore.deploy.package import MANIFEST, chunks, encode_manifest, open_folder, open_model, read_info, write_package
 from loopcore.errors import IntegrityError, ModelError, StorageError
 from loopcore.files import DISK, Disk, inner_path, read_bounded, write_atomic
+from loopcore.package import MANIFEST, chunks, encode_manifest, open_folder, open_model, read_info
 from loopcore.types import Digest, Model
-
-__all__ = ["ModelStore", "open_model", "write_package"]
 
 
 class _Record(Struct, frozen=True, kw_only=True):

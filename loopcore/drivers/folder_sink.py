@@ -20,7 +20,7 @@ from loopcore.abc import Sink
 from loopcore.errors import RetryableError, StorageError
 from loopcore.files import DISK, Disk, write_atomic
 from loopcore.options import Options
-from loopcore.types import Delivered, Problem, Receipt, Sample, SampleInfo
+from loopcore.types import Delivered, Problem, Receipt, Sample, SampleInfo, joined
 
 _SUFFIXES = {"image/jpeg": ".jpg", "image/png": ".png"}
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9_-])?")
@@ -94,15 +94,16 @@ class FolderSink(Sink):
         folder = self.options.path / _camera(info.camera) / _date(info)
         image = folder / f"{info.id}{_SUFFIXES[info.media]}"
         record = image.with_suffix(".json")
-        stored = Stored(image=image.name, sample=info)
-        text = msgspec.json.format(msgspec.json.encode(stored), indent=2) + b"\n"
         try:
             self._make(folder)
-            duplicate = record.is_file() and image.is_file() and image.stat().st_size == len(sample.image)
+            before = _known(record)
+            duplicate = before is not None and image.is_file() and image.stat().st_size == len(sample.image)
             if not duplicate:
                 write_atomic(image, sample.image, disk=self._disk)
-            if not duplicate or record.read_bytes() != text:
-                write_atomic(record, text, disk=self._disk)
+            known = joined(before, info) if before else info
+            if not duplicate or known != before:
+                stored = msgspec.json.encode(Stored(image=image.name, sample=known))
+                write_atomic(record, msgspec.json.format(stored, indent=2) + b"\n", disk=self._disk)
         except StorageError as exc:
             raise RetryableError(str(exc)) from exc
         except OSError as exc:
@@ -114,6 +115,16 @@ class FolderSink(Sink):
             if not path.is_dir():
                 self._disk.mkdir(path)
                 self._disk.sync_folder(path.parent)
+
+
+def _known(record: Path) -> SampleInfo | None:
+    """What an earlier delivery wrote; a damaged file counts as none, and is written anew."""
+    if not record.is_file():
+        return None
+    try:
+        return msgspec.json.decode(record.read_bytes(), type=Stored).sample
+    except msgspec.DecodeError:
+        return None
 
 
 def _camera(name: str | None) -> str:

@@ -20,13 +20,14 @@ from loopcore.collect.delivery import Delivery
 from loopcore.collect.outbox import Outbox, Taker
 from loopcore.collect.selection import Selection
 from loopcore.config import SinkTable, When
-from loopcore.deploy.modelstore import ModelStore, open_model
+from loopcore.deploy.modelstore import ModelStore
 from loopcore.errors import LoopcoreError, ModelError, NotReadyError, StorageError
 from loopcore.files import locked
 from loopcore.infer.serving import Serving
 from loopcore.node.control import Operation, serve_control
 from loopcore.node.feeding import Feed
 from loopcore.node.state import State, load_state, save_state
+from loopcore.package import open_model
 from loopcore.pipeline import Controls, Pipeline
 from loopcore.plan import Plan
 from loopcore.server import Listener, application, listen
@@ -140,6 +141,7 @@ class Node:
             await feed.ended.wait()
         for delivery in self._deliveries.values():
             await delivery.drained()
+        await self._hooks.drained()
 
     # Models
 
@@ -264,7 +266,7 @@ class Node:
                 for name, place in places.items()
             },
             "sources": {feed.name: feed.status() for feed in self._feeds},
-            "events_left_out": self._hooks.left_out,
+            "hooks": self._hooks.status(),
         }
 
     async def _save(self, state: State) -> None:

@@ -25,16 +25,12 @@ from loopcore.errors import (
     FrameError,
     LoopcoreError,
     NotReadyError,
-    PluginError,
     StorageError,
 )
 from loopcore.hookspecs import Mount
 from loopcore.server.guard import Guard
 from loopcore.server.metrics import prometheus
 from loopcore.types import Answer, Encoded, Keep
-
-RESERVED = ("/predict", "/health", "/ready", "/status", "/metrics")
-"""The core's own paths."""
 
 CLIENT_GONE = 499
 """Nobody reads this answer; the number is for the log."""
@@ -53,11 +49,7 @@ class _Wish(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def application(service: Service, table: ServerTable, mounts: Sequence[Mount] = ()) -> ASGIApp:
-    """The node's ASGI application.
-
-    Raises:
-        PluginError: Two mounts want one path, or one wants a path of the core.
-    """
+    """The node's ASGI application: the core's paths, and the mounts as `Hooks.mounts` has checked them."""
     api = _Api(service)
     core = Starlette(
         routes=[
@@ -70,20 +62,8 @@ def application(service: Service, table: ServerTable, mounts: Sequence[Mount] = 
         exception_handlers={LoopcoreError: _failed, HTTPException: _refused},
         max_body_size=table.max_body,
     )
-    places = {mount.path: RequestBodyLimitMiddleware(mount.app, table.max_body) for mount in _checked(mounts)}
+    places = {mount.path: RequestBodyLimitMiddleware(mount.app, table.max_body) for mount in mounts}
     return Guard(_Dispatch(core, places), table)
-
-
-def _checked(mounts: Sequence[Mount]) -> Sequence[Mount]:
-    paths = [mount.path for mount in mounts]
-    for path in paths:
-        if not path.startswith("/") or path.endswith("/"):
-            raise PluginError(f"a plugin mounts {path!r}; a path begins with '/' and does not end with it")
-        if any(_below(path, own) or _below(own, path) for own in RESERVED):
-            raise PluginError(f"a plugin mounts {path!r}, which is the core's own")
-        if paths.count(path) > 1:
-            raise PluginError(f"two plugins mount {path!r}")
-    return mounts
 
 
 def _below(path: str, place: str) -> bool:

@@ -17,8 +17,8 @@ import pytest
 
 from loopcore import cli, imaging
 from loopcore.cli.frames import find, in_order
-from loopcore.deploy.package import write_package
 from loopcore.geometry import iou
+from loopcore.package import write_package
 from loopcore.types import ModelInfo
 
 

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from loopcore.deploy.modelstore import ModelStore, open_model, write_package
+from loopcore.deploy.modelstore import ModelStore
 from loopcore.errors import IntegrityError, ModelError, StorageError
 from loopcore.files import Disk
+from loopcore.package import open_model, write_package
 from loopcore.types import ModelInfo
 
 

@@ -14,8 +14,9 @@ from anyio import create_task_group, fail_after
 
 from loopcore import config
 from loopcore.abc import Driver
-from loopcore.deploy.modelstore import ModelStore, write_package
+from loopcore.deploy.modelstore import ModelStore
 from loopcore.node import Node
+from loopcore.package import write_package
 from loopcore.plan import resolve
 from loopcore.registry import Registry
 from loopcore.testing import AlwaysSelector, FixedBackend, MemorySink, MemorySource

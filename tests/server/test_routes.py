@@ -11,7 +11,6 @@ import httpx
 import pytest
 from anyio import fail_after
 
-from loopcore.config import ServerTable
 from loopcore.errors import (
     BackendError,
     BusyError,
@@ -23,7 +22,6 @@ from loopcore.errors import (
 )
 from loopcore.hookspecs import Mount
 from loopcore.options import Secret
-from loopcore.server import application
 from loopcore.types import Encoded, Keep
 
 from .conftest import Double, Serve
@@ -171,12 +169,6 @@ async def test_a_mount_sees_the_whole_path(serve: Serve) -> None:
         assert (await client.get("/detect")).text == "/detect"
         assert (await client.get("/detect/more")).text == "/detect/more"
         assert (await client.get("/detector")).status_code == 404
-
-
-@pytest.mark.parametrize("paths", [["/predict"], ["/status/x"], ["/a", "/a"], ["detect"], ["/a/"], ["/"]])
-def test_a_mount_that_clashes_is_a_plugin_error(double: Double, paths: list[str]) -> None:
-    with pytest.raises(PluginError):
-        application(double, ServerTable(), [Mount(path=path, app=echo) for path in paths])  # type: ignore[arg-type]
 
 
 async def test_a_token_is_asked_for_everywhere_but_health_and_ready(serve: Serve) -> None:

@@ -16,8 +16,8 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from loopcore.cli.demo.scenes import COMMON, HEIGHT, LABELS, SLIP, WIDTH, Material, Scene, make_scene
-from loopcore.deploy.package import write_package
 from loopcore.files import write_atomic
+from loopcore.package import write_package
 from loopcore.types import ModelInfo
 
 Floats = NDArray[np.float32]

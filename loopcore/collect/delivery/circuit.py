@@ -10,6 +10,8 @@ from msgspec import Struct
 
 from loopcore.collect.outbox import Lease
 
+_MAX_ASKED_S = 3600.0
+
 
 class Backoff(Struct, frozen=True, kw_only=True):
     """How long to wait after failures in a row: a random part of a limit that doubles up to a ceiling (full jitter).
@@ -60,7 +62,7 @@ class Circuit:
 
     def asked(self, now: float, seconds: float) -> None:
         """The peer asks for patience; a success of another call does not end it."""
-        self._asked = max(self._asked, now + seconds)
+        self._asked = max(self._asked, now + min(seconds, _MAX_ASKED_S))
         self.until = max(self.until, self._asked)
 
     def succeeded(self) -> None:
@@ -101,6 +103,7 @@ class Rest:
         rested, self._leases, self.until = list(self._leases.values()), {}, inf
         return rested
 
-    def succeeded(self) -> None:
-        """One of them was accepted."""
+    def succeeded(self) -> list[Lease]:
+        """One of them was accepted: the others need not wait any longer."""
         self._failures = 0
+        return self.end()

@@ -20,9 +20,10 @@ from anyio.abc import TaskGroup, TaskStatus
 
 from loopcore.abc import Sink
 from loopcore.collect.delivery.circuit import Backoff, Circuit, Rest
-from loopcore.collect.delivery.fitting import fit
+from loopcore.collect.delivery.hand import Hand
 from loopcore.collect.delivery.judging import check_receipts, is_final, single
-from loopcore.collect.delivery.pace import Pace
+from loopcore.collect.delivery.pace import Pace, local_now
+from loopcore.collect.delivery.packing import fit, parts
 from loopcore.collect.delivery.settling import Events, Settler
 from loopcore.collect.delivery.suspects import Refusal, Suspects, Verdict
 from loopcore.collect.outbox import Lease, Outbox
@@ -37,10 +38,6 @@ _MAX_UNNOTED = 256
 _MAX_RESTING = 100
 
 _Pair: TypeAlias = tuple[Lease, Sample]
-
-
-def _local_now() -> datetime:
-    return datetime.now().astimezone()
 
 
 class Delivery:
@@ -69,13 +66,12 @@ class Delivery:
         *,
         backoff: Backoff | None = None,
         random: Random | None = None,
-        now: Callable[[], datetime] = _local_now,
+        now: Callable[[], datetime] = local_now,
     ) -> None:
         self.name = table.name
         self._sink = sink
         self._outbox = outbox
-        backoff = backoff or Backoff()
-        random = random or Random()
+        backoff, random = backoff or Backoff(), random or Random()
         self._circuit = Circuit(backoff, random)
         self._pace = Pace(table.max_rate, table.between, now)
         self._suspects = Suspects()
@@ -83,7 +79,7 @@ class Delivery:
         self._batch = sink.max_batch
         self._turn = 0
         self._refusals = 0
-        self._in_hand: dict[str, Lease] = {}
+        self._hand = Hand(outbox, table.name)
         self._rest = Rest(backoff, random)
         self._calls = 0
         self._paused = False
@@ -104,10 +100,14 @@ class Delivery:
                 tasks.start_soon(self._settler.run)
                 task_status.started()
                 while True:
+                    self._broken = False
                     await self._wait_until_allowed()
                     await self._visit()
         finally:
-            self._give_back_all()
+            self._suspects.recall_aside()
+            self._suspects.recall_refused()
+            self._rest.end()
+            self._hand.give_back_all()
             await self._settler.finish()
 
     def pause(self) -> None:
@@ -137,7 +137,7 @@ class Delivery:
         """
         return {
             "state": self._state(),
-            "last_error": self._last_error,
+            "last_error": self._last_error or self._settler.error,
             "failures": self._circuit.failures,
             "in_flight": self._calls,
             "suspects": self._suspects.refused,
@@ -158,7 +158,7 @@ class Delivery:
     # When
 
     async def _wait_until_allowed(self) -> None:
-        while (seconds := self._hold_s()) > 0:
+        while (seconds := self._hold_s()) > 0 and not self._broken:
             await self._sleep(seconds)
 
     def _hold_s(self) -> float:
@@ -184,13 +184,11 @@ class Delivery:
     def _wake(self) -> None:
         self._changed.set()
         if self._paused or self._halted:
-            self._went_idle.set()
-            self._went_idle = Event()
+            self._end_waits()
 
     async def _visit(self) -> None:
         """Enter the sink and send, until it is to be entered anew."""
         limit = CancelScope(deadline=current_time() + self._sink.timeout_s)
-        self._broken = False
         try:
             with limit:
                 async with self._sink:
@@ -207,8 +205,10 @@ class Delivery:
             self._entered = False
 
     async def _send_all(self, calls: TaskGroup) -> None:
-        while not self._broken:
+        while True:
             await self._wait_until_allowed()
+            if self._broken:
+                return
             if self._rest.until <= current_time():
                 self._give_back(self._rest.end())
             free = (1 if self._circuit.is_open else self._sink.in_flight) - self._calls
@@ -229,36 +229,24 @@ class Delivery:
         except StorageError as exc:
             self._fault(exc)
             return True
-        self._in_hand |= {lease.id: lease for lease in leases}
-        parts = self._parts(leases, count)
-        for part in parts[:free]:
+        self._hand.take(leases)
+        packed = parts(leases, max_count=count, max_bytes=self._sink.max_bytes, alone=self._suspects.is_suspect)
+        for part in packed[:free]:
             self._calls += 1
             calls.start_soon(self._carry, part)
-        for part in parts[free:]:
+        for part in packed[free:]:
             self._give_back(part)
         return bool(leases)
-
-    def _parts(self, leases: Sequence[Lease], count: int) -> list[list[Lease]]:
-        """What goes into a call each: suspects alone, the others up to the sink's bounds."""
-        parts: list[list[Lease]] = []
-        size = 0
-        for lease in leases:
-            alone = self._suspects.is_suspect(lease)
-            size += lease.image_bytes
-            if alone or not parts or len(parts[-1]) >= count or size > self._sink.max_bytes:
-                parts.append([])
-                size = lease.image_bytes
-            parts[-1].append(lease)
-            if alone:
-                size = self._sink.max_bytes
-        return parts
 
     def _note_idle(self) -> None:
         if not self._calls and not self._settler.waiting:
             self._idle = True
             self._idle_since = self._looks
-            self._went_idle.set()
-            self._went_idle = Event()
+            self._end_waits()
+
+    def _end_waits(self) -> None:
+        self._went_idle.set()
+        self._went_idle = Event()
 
     # One call
 
@@ -278,16 +266,17 @@ class Delivery:
         samples = await self._outbox.read(leases)
         for lease, sample in zip(leases, samples, strict=True):
             if sample is None:
-                self._in_hand.pop(lease.id, None)
+                self._hand.drop(lease)
+                self._suspects.forget(lease)
         pairs = [(lease, sample) for lease, sample in zip(leases, samples, strict=True) if sample is not None]
         fitting, unfit = await fit(pairs, self._sink.media)
         for lease, sample, why in unfit:
-            self._in_hand.pop(lease.id)
+            self._hand.drop(lease)
             self._settler.reject(Refusal(lease, sample.info, why, self._turn))
         return fitting
 
     async def _post(self, pairs: list[_Pair]) -> bool:
-        """Send these, in halves if they are refused together. Whether it makes sense to go on."""
+        """Send these, in halves if they are refused together. Whether to go on with the other half."""
         begun = self._next_turn()
         self._pace.spend(current_time(), sum(len(sample.image) for _, sample in pairs))
         try:
@@ -299,30 +288,29 @@ class Delivery:
                 return await self._failed(pairs, exc, begun)
             if len(pairs) > 1:
                 middle = len(pairs) // 2
-                return await self._post(pairs[:middle]) and not self._stopped() and await self._post(pairs[middle:])
+                return await self._post(pairs[:middle]) and await self._post(pairs[middle:])
             self._refused(pairs[0], str(exc))
-            return True
+            return not (self._paused or self._broken)
         except AuthError as exc:
             self._halt(str(exc))
             return False
         except TimeoutError:
-            slow = RetryableError(f"no answer within {self._sink.timeout_s:g} s")
-            return await self._failed(pairs, slow, begun)
+            return await self._failed(pairs, RetryableError(f"no answer within {self._sink.timeout_s:g} s"), begun)
         except Exception as exc:  # noqa: BLE001 - the driver guard: an unforeseen error pauses this sink alone
             return await self._failed(pairs, exc, begun)
         self._received(pairs, receipts, begun)
-        return True
+        return not (self._paused or self._broken)
 
     def _received(self, pairs: list[_Pair], receipts: Sequence[Receipt], begun: int) -> None:
         accepted: list[str] = []
         for (lease, sample), receipt in zip(pairs, receipts, strict=True):
             match receipt:
                 case Delivered():
-                    self._in_hand.pop(lease.id)
+                    self._hand.drop(lease)
                     self._settler.accept(lease, sample.info, receipt)
                     accepted.append(lease.id)
                     if lease.deferrals:
-                        self._rest.succeeded()
+                        self._give_back(self._rest.succeeded())
                 case Refused():
                     self._refused((lease, sample), receipt.why)
         if not accepted:
@@ -335,7 +323,7 @@ class Delivery:
         self._batch = min(self._sink.max_batch, self._batch * 2)
         final, again = self._suspects.accept(accepted, begun)
         for refusal in final:
-            self._in_hand.pop(refusal.lease.id)
+            self._hand.drop(refusal.lease)
             self._settler.reject(refusal)
         self._give_back(again)
 
@@ -362,11 +350,9 @@ class Delivery:
         else:
             verdict, blameless = self._suspects.fail(lease, turn)
             if verdict is Verdict.DEFER:
-                _log.warning(
-                    "A sample keeps failing while others pass; it is tried last sink=%s id=%s", self.name, lease.id
-                )
+                _log.warning("A sample fails while others pass; it is tried last sink=%s id=%s", self.name, lease.id)
                 await self._outbox.defer(self.name, lease)
-                self._in_hand.pop(lease.id)
+                self._hand.drop(lease)
             self._give_back(self._suspects.recall_aside(if_many=True))
         self._fault(exc, begun=begun, blameless=blameless)
         return False
@@ -382,9 +368,8 @@ class Delivery:
         self._broken = self._broken or isinstance(error, PluginError)
         self._last_error = str(error)
         if self._circuit.failures == 0:
-            _log.warning(
-                "The sink fails, trying again: %s sink=%s", error, self.name, exc_info=None if foreseen else exc
-            )
+            trace = None if foreseen else exc
+            _log.warning("The sink fails, trying again: %s sink=%s", error, self.name, exc_info=trace)
         if not blameless or self._broken:
             self._circuit.failed(current_time(), begun=turn if begun is None else begun, turn=turn)
         if isinstance(exc, RetryableError) and exc.retry_after_s:
@@ -392,39 +377,25 @@ class Delivery:
         self._wake()
 
     def _halt(self, why: str) -> None:
-        """Nothing more is sent until a person has looked. What was refused is to be tried again then."""
+        """Nothing is sent until a person has looked; then the sink is entered anew and what was refused comes again."""
         self._last_error = why
         if self._halted is None:
             _log.error("The sink is paused until someone resumes it: %s sink=%s", why, self.name)
         self._halted = self._halted or why
+        self._broken = True
         self._give_back(self._suspects.recall_refused())
         self._wake()
-
-    def _stopped(self) -> bool:
-        return self._paused or self._halted is not None or self._broken
 
     # What is in hand
 
     def _recall(self) -> bool:
         """Nothing else waits: those that let others go first have their turn again."""
-        aside = [] if self._calls else self._suspects.recall_aside()
-        self._give_back(aside)
+        self._give_back(aside := [] if self._calls else self._suspects.recall_aside())
         return bool(aside)
 
     def _give_back(self, leases: Sequence[Lease]) -> None:
-        """Release those that are still in hand and not held on purpose."""
-        held = self._suspects.held() | self._rest.ids
-        ended = [lease for lease in leases if lease.id not in held and lease.id in self._in_hand]
-        for lease in ended:
-            del self._in_hand[lease.id]
-        if ended:
-            self._outbox.release(self.name, ended)
-
-    def _give_back_all(self) -> None:
-        self._suspects.recall_aside()
-        self._suspects.recall_refused()
-        self._rest.end()
-        self._give_back(list(self._in_hand.values()))
+        """Release those that are not held on purpose."""
+        self._hand.give_back(leases, except_for=self._suspects.held() | self._rest.ids)
 
     def _next_turn(self) -> int:
         self._turn += 1

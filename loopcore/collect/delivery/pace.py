@@ -10,6 +10,11 @@ from loopcore.options import Rate, Window
 _LOOK_AGAIN_S = 600.0  # the wall clock may step, and summer time begins and ends
 
 
+def local_now() -> datetime:
+    """The wall clock of this place."""
+    return datetime.now().astimezone()
+
+
 class Pace:
     """The limits that an operator set for a sink.
 

@@ -41,6 +41,9 @@ class Settler:
         outbox: Where to note.
         events: Whom to tell, after it is noted.
         noted: Called after each write.
+
+    Attributes:
+        error: Why the outbox could not note the last time it was asked; `None` if it could.
     """
 
     def __init__(self, sink: str, outbox: Outbox, events: Events | None, noted: Callable[[], None]) -> None:
@@ -51,6 +54,7 @@ class Settler:
         self._accepted: list[tuple[Lease, SampleInfo, Delivered]] = []
         self._rejected: list[Refusal] = []
         self._news = Event()
+        self.error: str | None = None
 
     @property
     def waiting(self) -> int:
@@ -86,8 +90,10 @@ class Settler:
             self._news = Event()
             try:
                 await self._note(told)
+                self.error = None
             except StorageError as exc:
                 _log.error("The outbox cannot note what was delivered: %s sink=%s", exc, self._sink)
+                self.error = str(exc)
                 await anyio.sleep(_AGAIN_S)
                 self._news.set()
 

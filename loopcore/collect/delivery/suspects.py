@@ -113,6 +113,10 @@ class Suspects:
             del self._aside[lease.id]
         return final, again
 
+    def forget(self, lease: Lease) -> None:
+        """It is not there any more."""
+        self._records.pop(lease.id, None)
+
     def recall_aside(self, *, if_many: bool = False) -> list[Lease]:
         """Those who let others go first, when there are no others, or too many stand aside: then it is an outage."""
         if if_many and len(self._aside) < _MAX_ASIDE:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import msgspec
-
 from loopcore.collect.outbox import records
 from loopcore.collect.outbox.clock import AgeClock
 from loopcore.collect.outbox.index import Index, Row
@@ -15,7 +13,7 @@ from loopcore.collect.outbox.room import Room
 from loopcore.collect.outbox.segments import Place, Segments
 from loopcore.collect.outbox.terms import Taker, value
 from loopcore.errors import StorageError
-from loopcore.types import SampleInfo, merged
+from loopcore.types import SampleInfo, joined
 
 
 class Accepting:
@@ -56,7 +54,7 @@ class Accepting:
             takers = tuple(name for name, taker in self._takers.items() if taker.wants(info))
             self._insert(info, image, takers)
             return info, takers
-        both = _merge(old.info, info)
+        both = joined(old.info, info)
         return both, () if both == old.info else self._supersede(row, old, both, image)
 
     def readmit(self, info: SampleInfo, image: bytes, sink: str) -> None:
@@ -112,15 +110,3 @@ class Accepting:
         parts = records.encode(entry, image)
         self._room.make(sum(map(len, parts)), worth, more=more)
         return self._segments.add(parts)
-
-
-def _merge(old: SampleInfo, new: SampleInfo) -> SampleInfo:
-    return msgspec.structs.replace(
-        old,
-        tags=merged(old.tags, new.tags),
-        reasons=merged(old.reasons, new.reasons),
-        prediction=old.prediction or new.prediction,
-        annotations=old.annotations if new.annotations is None else new.annotations,
-        state=new.state or old.state,
-        urgent=old.urgent or new.urgent,
-    )

@@ -104,7 +104,9 @@ class SegmentRow(Struct):
 
 
 class Index:
-    """The index of one outbox. Everything happens between `begin` and `commit` or `rollback`.
+    """The index of one outbox. Everything happens in a turn: from `begin` to `end` or `undo`.
+
+    What a turn adds to a segment is safe there, so turns that only add share a transaction that `commit` ends later.
 
     Attributes:
         fresh: There was none before, or an empty file.
@@ -129,6 +131,7 @@ class Index:
         do = self._db.execute
         do("PRAGMA locking_mode = EXCLUSIVE")
         do("PRAGMA journal_mode = WAL")
+        do("PRAGMA synchronous = FULL")
         do("PRAGMA temp_store = MEMORY")
         do("PRAGMA cache_size = -4000")
         version = do("PRAGMA user_version").fetchone()[0]
@@ -167,32 +170,38 @@ class Index:
         self._changed_segments: set[int] = set()
         self._changed_counters: set[str] = set()
 
-    def begin(self, active: int, *, full: bool) -> None:
-        """Start a transaction.
+    def begin(self, active: int) -> None:
+        """Start a turn, in the open transaction or a new one.
 
         Args:
             active: The segment that is being written to, which is needed even if nothing in it is.
-            full: The outcome survives a power cut, and so does all before it.
         """
         self.active = active
-        self._db.execute(f"PRAGMA synchronous = {'FULL' if full else 'NORMAL'}")
-        self._db.execute("BEGIN IMMEDIATE")
+        if not self._db.in_transaction:
+            self._db.execute("BEGIN IMMEDIATE")
+        self._db.execute("SAVEPOINT turn")
+
+    def end(self) -> None:
+        """End a turn; a power cut undoes it until `commit`."""
+        self._save()
+        self._db.execute("RELEASE turn")
 
     def commit(self) -> None:
-        self._save()
+        """Make all turns so far survive a power cut."""
         self._db.execute("COMMIT")
 
-    def rollback(self) -> None:
+    def undo(self) -> bool:
+        """Undo the turn. Whether earlier ones are undone with it, as when the disk is full."""
+        with suppress(sqlite3.Error):
+            self._db.execute("ROLLBACK TO turn")
+            self._db.execute("RELEASE turn")
+            self.reload()
+            return False
         with suppress(sqlite3.Error):
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             self.reload()
-
-    def harden(self) -> None:
-        """Make all that was committed survive a power cut."""
-        self.begin(self.active, full=True)
-        self._db.execute("UPDATE state SET offset = offset")
-        self._db.execute("COMMIT")
+        return True
 
     def by_value(self, wanted: bool) -> None:
         """Keep samples in the order of their value, or no longer; costly only when that changes."""

@@ -23,7 +23,7 @@ class Reader:
         self._segments = segments
         self._rejects = rejects
 
-    def sample(self, place: Place, seq: int) -> Sample:
+    def sample(self, place: Place, id: str) -> Sample:  # noqa: A002 - the field's term
         """A whole sample, checked; from any thread.
 
         Raises:
@@ -32,7 +32,7 @@ class Reader:
         """
         data = self._segments.read(place)
         entry = records.decode(data)
-        if entry.seq != seq:
+        if entry.info.id != id:
             raise DamagedError("another sample lies there")
         return Sample(info=entry.info, image=records.image_of(data, entry))
 
@@ -57,13 +57,13 @@ class Reader:
             OSError: The disk cannot read.
         """
         try:
-            return self.sample(row.place, row.seq)
+            return self.sample(row.place, row.id.hex())
         except FileNotFoundError:
             self.removed(row.segment)
         except DamagedError:
             self.damaged(row)
             if mended := self._index.at(row.seq):
-                return self.sample(mended.place, row.seq)
+                return self.sample(mended.place, row.id.hex())
         return None
 
     def damaged(self, row: Row) -> None:

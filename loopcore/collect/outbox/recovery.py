@@ -89,7 +89,10 @@ def _take_in(index: Index, entry: Entry, place: Place) -> None:
     info = entry.info
     id_ = bytes.fromhex(info.id)
     old = index.find(id_)
-    if old is not None and entry.revision < old.revision:
+    if old is not None and entry.seq > old.seq:  # it had left and came again
+        index.remove(old)
+        old = None
+    if old is not None and (entry.seq < old.seq or entry.revision < old.revision):
         return
     clash = old is None and index.at(entry.seq) is not None
     seq = old.seq if old else index.state.next_seq if clash else entry.seq

@@ -128,7 +128,7 @@ class Room:
             for found in scan(self._segments.path(segment), check_images=False):
                 if not isinstance(found, Found):
                     continue
-                row = self._index.at(found.entry.seq)
+                row = self._index.find(bytes.fromhex(found.entry.info.id))
                 if row is not None and row.segment == segment and row.offset == found.offset:
                     self._index.replace(row, row.moved(self._segments.add([self._segments.read(row.place)])))
         if segment in self._index.segments:
@@ -137,7 +137,7 @@ class Room:
 
     def _reached(self, need: int, more: int) -> str | None:
         bounds, index = self._bounds, self._index
-        if bounds.max_count is not None and index.state.count + more > bounds.max_count:
+        if more and bounds.max_count is not None and index.state.count + more > bounds.max_count:
             return "max_count"
         if index.disk_bytes + need > bounds.max_bytes:
             return "max_bytes"

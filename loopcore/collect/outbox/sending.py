@@ -118,7 +118,7 @@ class Sending:
         for lease in leases:
             sample = None
             with suppress(OSError, DamagedError):  # it may have been moved: `read_again` knows
-                sample = self._reader.sample(lease.place, lease.seq)
+                sample = self._reader.sample(lease.place, lease.id)
             samples.append(sample)
         return samples
 

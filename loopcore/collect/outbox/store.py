@@ -27,15 +27,19 @@ from loopcore.types import SampleInfo
 logger = logging.getLogger(__name__)
 
 _SEGMENT_BYTES = (1 << 16, 1 << 25)
+_OPEN_TURNS = 64
+_OPEN_BYTES = 1 << 23
+"""How many turns, and how many bytes of a segment, the index may be behind the segments after a crash."""
 
 
 class Store:
     """What `Outbox` promises, without tasks; arguments and errors are as there.
 
-    A turn is one transaction of the index around one flush of the active segment: what the jobs add is written and
-    synced before the index says so. What the index does not know yet when a power cut comes is found again at the end
-    of the segments. A record whose caller was told that it failed may be found there too: that is more than was
-    promised, and its id makes it harmless.
+    A turn is one flush of the active segment: what the jobs add is written and synced. The index follows: at once where
+    a job needs it, else some turns later. What it does not know yet when a power cut comes is found again at the end of
+    the segments. A record whose caller was told that it failed may be found there too: that is more than was
+    promised, and its id makes it harmless. So is a drop that a power cut undoes: the sample is there again, and the
+    bound applies again.
 
     Attributes:
         accepting: Takes samples in. This and the next two are new once the index was made anew: ask for them in a job.
@@ -70,6 +74,9 @@ class Store:
         self._segments = Segments(folder / "segments", disk, self.turn_bytes)
         self._later: list[Callable[[], None]] = []
         self._held = ExitStack()
+        self._behind = False
+        self._open_turns = 0
+        self._committed = (0, 0)
 
     def open(self) -> None:
         """Make or find everything, and take in what a crash has left."""
@@ -94,7 +101,7 @@ class Store:
 
     def _assemble(self) -> None:
         index, segments, takers = self._index, self._segments, self._takers
-        rejects = Rejects(self.folder, self._disk)
+        self._rejects = rejects = Rejects(self.folder, self._disk)
         reader = Reader(index, segments, rejects)
         room = Room(self._bounds, index, segments, self._disk, self._at, reader.damaged)
         self.accepting = Accepting(index, segments, room, reader, self._clock, takers)
@@ -113,13 +120,13 @@ class Store:
             index, segments, reader, self.accepting, rejects, room, self._clock, takers, self._later.append
         )
         self._room = room
-        index.begin(segments.active, full=True)
+        index.begin(0)
         recovery.catch_up(index, segments, rejects)
         self._clock.resume(index.state.age, index.state.wall)
         for taker in takers.values():
             self._welcome(taker)
         index.by_value(self._bounds.when_full == "drop_least_valuable")
-        self._commit()
+        self._end(commit=True)
         for number in set(segments.numbers()) - set(index.segments):
             segments.unlink(number)
 
@@ -132,10 +139,10 @@ class Store:
     def close(self) -> None:
         try:
             self._segments.roll(only_full=False)
-            self._index.begin(self._segments.active, full=True)
+            self._index.begin(self._segments.active)
             self._index.retire(self._segments.active - 1)
             self._mark_age()
-            self._commit()
+            self._end(commit=True)
         except sqlite3.Error as exc:
             logger.warning("The outbox was not closed in order; the next start looks through its end error=%s", exc)
         finally:
@@ -171,15 +178,18 @@ class Store:
                 self._index.close()
                 recovery.set_aside(self.folder / "index.db", self._disk)
                 self._segments.size = 0
+                self._behind = False
                 self._open_index()
             self._attempt(jobs)
         except (OSError, sqlite3.Error) as exc:
             _fail(jobs, StorageError(f"cannot write to the outbox {self.folder}: {exc}"))
 
     def _attempt(self, jobs: Sequence[Job]) -> None:
+        if self._behind:
+            self._catch_up()
         try:
             self._segments.roll()
-            self._index.begin(self._segments.active, full=any(job.durable for job in jobs))
+            self._index.begin(self._segments.active)
             self._room.begin()
             for job in jobs:
                 job.error = None
@@ -187,28 +197,40 @@ class Store:
                     job.result = job.run()
                 except LoopcoreError as exc:
                     job.error = exc
-            written = self._segments.pending
-            self._segments.flush()
-            if written:
+            if self._segments.pending:
+                self._segments.flush()
                 self._index.reach(self._segments.active, self._segments.size)
                 self._mark_age()
-            self._commit()
+            self._end(commit=any(job.durable for job in jobs))
         except BaseException:
             self._segments.discard()
             self._later.clear()
             self.leases.undo()
-            self._index.rollback()
+            self._behind = self._index.undo() or self._behind
             raise
+
+    def _catch_up(self) -> None:
+        """Take in what the index had to forget."""
+        self._segments.roll(only_full=False)
+        self._index.begin(0)
+        recovery.catch_up(self._index, self._segments, self._rejects)
+        self._index.end()
+        self._index.commit()
+        self._behind = False
 
     def _mark_age(self) -> None:
         self._index.state.age, self._index.state.wall = self._clock.read(), self._clock.wall
 
-    def _commit(self) -> None:
-        self._index.commit()
-        self.leases.confirm()
+    def _end(self, *, commit: bool) -> None:
         dead = self._index.take_dead()
-        if dead:
-            self._index.harden()  # first it is certain that nobody needs them
+        self._index.end()
+        self._open_turns += 1
+        state = self._index.state
+        grown = state.segment != self._committed[0] or state.offset - self._committed[1] > _OPEN_BYTES
+        if commit or dead or grown or self._open_turns >= _OPEN_TURNS:
+            self._index.commit()
+            self._open_turns, self._committed = 0, (state.segment, state.offset)
+        self.leases.confirm()
         for segment in dead:
             self._segments.unlink(segment)
         for work in self._later:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loopcore.drivers.onnx.spec import Recipe
-from loopcore.geometry import Fit, letterbox, resize, squash
+from loopcore.geometry import Fit, letterbox, resample, resize, squash
 from loopcore.types import RGB, Frame
 
 Array: TypeAlias = NDArray[Any]
@@ -90,5 +90,8 @@ class _Buffers:
             self._canvas.fill(self._recipe.pad)
             self._margins = fit
         part = self._canvas[fit.top : fit.top + fit.height, fit.left : fit.left + fit.width]
-        resize(pixels, fit.width, fit.height, out=part)
+        if self._recipe.exact:
+            np.copyto(part, resample(pixels, fit.width, fit.height))
+        else:
+            resize(pixels, fit.width, fit.height, out=part)
         return self._canvas

@@ -98,7 +98,7 @@ COUNTS: dict[DecoderName, Count] = {
 
 HABITS: dict[DecoderName, Spec] = {
     "yolox": Spec(channels="bgr", resize="letterbox", placement="top_left", confidence=0.35, iou=0.5),
-    "fastestdet": Spec(channels="bgr", scale=1 / 255, resize="squash", confidence=0.6, iou=0.5),
+    "fastestdet": Spec(channels="bgr", scale=1 / 255, resize="squash", resample="exact", confidence=0.6, iou=0.5),
     "ultraface": Spec(channels="rgb", mean=127.0, std=128.0, resize="squash", background=0, confidence=0.7, iou=0.3),
     "yolo": Spec(scale=1 / 255, resize="letterbox", confidence=0.25, iou=0.5),
     "end2end": Spec(scale=1 / 255, resize="letterbox", confidence=0.25),

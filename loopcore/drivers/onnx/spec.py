@@ -46,6 +46,8 @@ class Spec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         resize: `letterbox` keeps the proportions and leaves a margin; `squash` fills the input.
         placement: Where the picture lies in a letterbox.
         pad: The margin's grey, 0 to 255.
+        resample: `exact` is the filter that most models are trained with, for small ones whose scores hang on it;
+            `fast` is near it, at a fifth of its cost.
         decoder: How to read the answer.
         confidence: What is less likely is left out.
         iou: Of boxes of one label that overlap by more, only the best stays.
@@ -66,6 +68,7 @@ class Spec(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     resize: Literal["letterbox", "squash"] | None = None
     placement: Placement | None = None
     pad: _Level | None = None
+    resample: Literal["fast", "exact"] | None = None
     decoder: DecoderName | None = None
     confidence: Confidence | None = None
     iou: Confidence | None = None
@@ -112,6 +115,7 @@ class Recipe(Struct, frozen=True, kw_only=True):
     letterbox: bool
     placement: Placement
     pad: int
+    exact: bool
     confidence: float
     iou: float
     max_detections: int
@@ -181,6 +185,7 @@ def complete(
         letterbox=spec.resize == "letterbox",
         placement=spec.placement or "center",
         pad=114 if spec.pad is None else spec.pad,
+        exact=spec.resample == "exact",
         confidence=0.25 if spec.confidence is None else spec.confidence,
         iou=0.5 if spec.iou is None else spec.iou,
         max_detections=spec.max_detections or 300,

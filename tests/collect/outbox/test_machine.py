@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from datetime import UTC, datetime
@@ -51,8 +50,6 @@ def wants_b(info: SampleInfo) -> bool:
 
 
 class Outboxes(RuleBasedStateMachine):
-    """A power cut gives back the index as it was after the last turn that was to survive one, and all segments."""
-
     when_full = "reject"
     max_count: int | None = None
 
@@ -63,6 +60,7 @@ class Outboxes(RuleBasedStateMachine):
         self.kept: dict[str, Kept] = {}  # in order of arrival
         self.deferred: set[tuple[str, str]] = set()
         self.unsure: set[tuple[str, str]] = set()
+        self.dropped: dict[str, Kept] = {}  # what a crash may bring back
         self.rejected: dict[str, SampleInfo] = {}
         self.leases: dict[str, list[Lease]] = {sink: [] for sink in SINKS}
         self.store = self.opened()
@@ -79,19 +77,13 @@ class Outboxes(RuleBasedStateMachine):
         store = Store(self.folder, bounds, takers, disk=QuickDisk(), now=lambda: NOON, uptime=lambda: 0.0)
         store.open()
         self.store = store
-        self.keep_index()
         return store
-
-    def keep_index(self) -> None:
-        """What a power cut would leave of the index."""
-        self.durable = {path.name: path.read_bytes() for path in self.folder.glob("index.db*")}
 
     def do(self, run, *, writes=0, durable=False):
         jobs = [Job(run, writes=writes, durable=durable)]
-        segments = len(list(self.folder.glob("segments/*")))
         self.store.turn(jobs)
-        if durable or len(list(self.folder.glob("segments/*"))) < segments:  # it hardens what it commits to unlink
-            self.keep_index()
+        if durable:
+            self.dropped.clear()
         if jobs[0].error:
             raise jobs[0].error
         return jobs[0].result
@@ -114,15 +106,15 @@ class Outboxes(RuleBasedStateMachine):
             result, _ = self.do(lambda: self.store.accepting.accept(info, image), writes=len(image))
         except OutboxFullError:
             assert self.max_count is not None
-            assert len(self.kept) == self.max_count
+            assert len(self.kept) >= self.max_count
             assert known is None
             return
         wanting = {"a", "b"} if wants_b(info) else {"a"}
         if known is None:
             self.kept[info.id] = Kept(info, wanting)
-            if self.max_count is not None and len(self.kept) > self.max_count:
+            while self.max_count is not None and len(self.kept) > self.max_count:
                 gone = next(iter(self.kept))
-                del self.kept[gone]
+                self.dropped[gone] = self.kept.pop(gone)
                 self.deferred -= {(sink, gone) for sink in SINKS}
             return
         old = known.info
@@ -211,28 +203,27 @@ class Outboxes(RuleBasedStateMachine):
     @rule()
     def restart(self) -> None:
         self.store.close()
+        self.dropped.clear()
         self.leases = {sink: [] for sink in SINKS}
         self.store.leases = type(self.store.leases)()
         self.opened()
 
-    @rule(power=st.booleans())
-    def crash(self, power) -> None:
-        """Killed, or the power fails: then the index is an old one, and half a record may stand at the end."""
-        before = self.folder
+    @rule(torn=st.booleans())
+    def crash(self, torn) -> None:
+        """The process ends; what it has not committed to the index is gone, and half a record may stand at the end."""
+        before, old = self.folder, self.store
         self.generation += 1
         shutil.copytree(before, self.folder)
-        old, durable = self.store, self.durable
-        if power:
-            for path in self.folder.glob("index.db*"):
-                path.unlink()
-            for name, data in durable.items():
-                (self.folder / name).write_bytes(data)
-            if segments := sorted(self.folder.glob("segments/*")):
-                with segments[-1].open("ab") as file:
-                    file.write(segments[0].read_bytes()[:9000])
-            self.unsure |= self.deferred  # forgotten or not
+        if torn and (segments := sorted(self.folder.glob("segments/*"))):
+            with segments[-1].open("ab") as file:
+                file.write(segments[0].read_bytes()[:9000])
+        self.unsure |= self.deferred  # forgotten or not
         self.leases = {sink: [] for sink in SINKS}
         self.opened()
+        listed = [line.id for line in self.do(lambda: self.store.desk.list(0, 1000))]
+        assert set(self.kept) <= set(listed)
+        self.kept = {name: self.kept.get(name) or self.dropped[name] for name in listed}
+        self.dropped.clear()
         old.close()
         shutil.rmtree(before)
 
@@ -250,7 +241,7 @@ class Outboxes(RuleBasedStateMachine):
             assert status["sinks"][sink]["bytes"] == sum(waiting)
         assert status["quarantined"] == status["operator_deleted"] == 0
         assert sum(sink["in_rejected"] for sink in status["sinks"].values()) == len(self.rejected)
-        on_disk = sum(os.stat(path).st_size for path in self.folder.glob("segments/*"))
+        on_disk = sum(path.stat().st_size for path in self.folder.glob("segments/*"))
         assert status["disk_bytes"] == on_disk
 
 

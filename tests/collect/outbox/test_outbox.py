@@ -306,7 +306,7 @@ async def test_full_outbox_rejects_and_names_the_sink_that_fills_it(tmp_path, sa
         await outbox.accept(*sample(1))
         await outbox.accept(*sample(2))
         await outbox.delivered("a", await outbox.lease("a", **ALL))
-        with pytest.raises(OutboxFullError, match="max_count.*'b'"):
+        with pytest.raises(OutboxFullError, match=r"max_count.*'b'"):
             await outbox.accept(*sample(3))
         await outbox.accept(*sample(2, tags=("merging is no new sample",)))
         assert (await outbox.status())["fills"] == "b"

@@ -38,7 +38,7 @@ from loopcore.types import Model, ModelFile, ModelInfo
 
 MANIFEST = "model.json"
 
-_Word = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+_Word = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
 _MAX_MANIFEST = 4_000_000
 _CHUNK = 1 << 20
 

@@ -1,8 +1,8 @@
-"""Pictures in the media type that a sink takes."""
+"""Samples in calls as a sink takes them: how many, how large, of which media type."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from anyio.to_thread import run_sync
@@ -13,6 +13,22 @@ from loopcore.errors import FrameError
 from loopcore.types import Sample
 
 _Pair: TypeAlias = tuple[Lease, Sample]
+
+
+def parts(
+    leases: Sequence[Lease], *, max_count: int, max_bytes: int, alone: Callable[[Lease], bool]
+) -> list[list[Lease]]:
+    """What goes into a call each, in order: those that are to be alone, the others up to the bounds."""
+    packed: list[list[Lease]] = []
+    room = -1
+    for lease in leases:
+        by_itself = alone(lease)
+        if by_itself or room < lease.image_bytes or len(packed[-1]) >= max_count:
+            packed.append([])
+            room = max_bytes
+        packed[-1].append(lease)
+        room = -1 if by_itself else room - lease.image_bytes
+    return packed
 
 
 async def fit(pairs: list[_Pair], media: Sequence[str]) -> tuple[list[_Pair], list[tuple[Lease, Sample, str]]]:
