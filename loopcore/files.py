@@ -25,9 +25,9 @@ class Disk:
     """The few ways in which files are changed. Each method is one step that a power cut may separate from the next."""
 
     def open(self, path: Path, *, append: bool = False) -> int:
-        """Create a file for writing (0600), empty unless `append`, and return its descriptor."""
+        """Create a file for writing, empty unless `append`, and return its descriptor. The umask says who may read it."""
         mode = os.O_APPEND if append else os.O_TRUNC
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | mode, 0o600)
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | mode, 0o666)
 
     def write(self, descriptor: int, parts: Sequence[bytes]) -> None:
         """Write all the parts, one after the other."""
@@ -58,9 +58,9 @@ class Disk:
     def unlink(self, path: Path) -> None:
         path.unlink()
 
-    def mkdir(self, path: Path) -> None:
-        """Make a folder (0700) in one that exists; nothing happens if it is there."""
-        path.mkdir(mode=0o700, exist_ok=True)
+    def mkdir(self, path: Path, mode: int = 0o700) -> None:
+        """Make a folder in one that exists, for its owner alone unless told otherwise; nothing happens if it is there."""
+        path.mkdir(mode=mode, exist_ok=True)
 
     def free(self, path: Path) -> int:
         """How many bytes this user may still write to the disk of a folder."""

@@ -113,7 +113,7 @@ class FolderSink(Sink):
     def _make(self, folder: Path) -> None:
         for path in (folder.parent, folder):
             if not path.is_dir():
-                self._disk.mkdir(path)
+                self._disk.mkdir(path, 0o777)  # for people, as the umask has it
                 self._disk.sync_folder(path.parent)
 
 

@@ -129,9 +129,9 @@ class FailingDisk(Disk):
         self._step()
         super().rename(old, new)
 
-    def mkdir(self, path: Path) -> None:
+    def mkdir(self, path: Path, mode: int = 0o700) -> None:
         self._step()
-        super().mkdir(path)
+        super().mkdir(path, mode)
 
     def sync_folder(self, path: Path) -> None:
         self._step()

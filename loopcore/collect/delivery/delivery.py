@@ -239,7 +239,7 @@ class Delivery:
         return bool(leases)
 
     def _note_idle(self) -> None:
-        if not self._calls and not self._settler.waiting:
+        if not (self._calls or self._settler.waiting or self._changed.is_set()):  # a change came during the look
             self._idle = True
             self._idle_since = self._looks
             self._end_waits()
