@@ -25,7 +25,7 @@ class Disk:
     """The few ways in which files are changed. Each method is one step that a power cut may separate from the next."""
 
     def open(self, path: Path, *, append: bool = False) -> int:
-        """Create a file for writing, empty unless `append`, and return its descriptor. The umask says who may read it."""
+        """Create a file, empty unless `append`, and return its descriptor; the umask says who may read it."""
         mode = os.O_APPEND if append else os.O_TRUNC
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | mode, 0o666)
 
@@ -59,7 +59,7 @@ class Disk:
         path.unlink()
 
     def mkdir(self, path: Path, mode: int = 0o700) -> None:
-        """Make a folder in one that exists, for its owner alone unless told otherwise; nothing happens if it is there."""
+        """Make a folder in one that exists, by default for its owner alone; nothing happens if it is there."""
         path.mkdir(mode=mode, exist_ok=True)
 
     def free(self, path: Path) -> int:

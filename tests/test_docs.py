@@ -6,7 +6,7 @@ The fenced blocks of a page run in order in a folder of its own:
   `exit=2`: that is the exit code of the last one. `eventually`: they are repeated until the output fits, because a node
   works beside them. `no-run reason="…"`: only shown.
   `loopcore run … &` waits until the node is up; `kill %1`, or the end of the page, ends it, and it must end with 0.
-  `pip install -e ./FOLDER` makes the folder known to those who read metadata, without touching the environment.
+  `uv pip install -e ./FOLDER` makes the folder known to those who read metadata, without touching the environment.
 - `toml` and `python` with `file=NAME` are written; `python` without is executed.
 - `<!-- after: PAGE -->`: this page begins in the folder as that page has left it.
 
@@ -178,8 +178,8 @@ class Reader:
             self._start(block, command.removesuffix(" &"))
         elif command == "kill %1":
             self._stop(str(block))
-        elif command.startswith("pip install -e "):
-            self._announce(self.folder / command.removeprefix("pip install -e "))
+        elif command.startswith("uv pip install -e "):
+            self._announce(self.folder / command.removeprefix("uv pip install -e "))
         else:
             self._run(block, command, shown, code)
 

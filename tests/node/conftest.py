@@ -61,7 +61,7 @@ def data_dir(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def make_model(folder: Path, version: str, format: str = "null") -> Model:  # noqa: A002 - the field's term
+def make_model(folder: Path, version: str, format: str = "null") -> Model:
     folder.mkdir()
     (folder / "weights").write_text(version)
     return write_package(folder, ModelInfo(name="fixed", version=version, format=format))

@@ -104,8 +104,7 @@ class Delivery:
                     await self._wait_until_allowed()
                     await self._visit()
         finally:
-            self._suspects.recall_aside()
-            self._suspects.recall_refused()
+            self._suspects = Suspects()
             self._rest.end()
             self._hand.give_back_all()
             await self._settler.finish()
@@ -340,7 +339,6 @@ class Delivery:
 
     async def _failed(self, pairs: list[_Pair], exc: Exception, begun: int) -> bool:
         """It may go better another time; of a single sample it may be the fault."""
-        turn = self._next_turn()
         blameless = False
         if len(pairs) > 1:
             self._batch = max(1, min(self._batch, len(pairs)) // 2)
@@ -348,7 +346,7 @@ class Delivery:
             blameless = len(self._rest.ids) < _MAX_RESTING
             self._rest.lay_down(lease, current_time())
         else:
-            verdict, blameless = self._suspects.fail(lease, turn)
+            verdict, blameless = self._suspects.fail(lease, self._next_turn())
             if verdict is Verdict.DEFER:
                 _log.warning("A sample fails while others pass; it is tried last sink=%s id=%s", self.name, lease.id)
                 await self._outbox.defer(self.name, lease)
