@@ -5,6 +5,7 @@ What `loopcore check` reports and what the node builds come from here, so that b
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from msgspec import Struct
@@ -19,11 +20,13 @@ from loopcore.config import (
     SinkTable,
     SourceTable,
 )
-from loopcore.errors import ConfigError, LoopcoreError, PluginError, UnknownDriverError
+from loopcore.errors import ConfigError, LoopcoreError, ModelError, PluginError, UnknownDriverError
 from loopcore.hooks import Hooks
 from loopcore.installed import normal
 from loopcore.options import Options
+from loopcore.package import open_model
 from loopcore.registry import Registry, nearest
+from loopcore.types import Model
 
 TableT = TypeVar("TableT", bound=DriverTable, covariant=True)
 DriverT = TypeVar("DriverT", bound=Driver, covariant=True)
@@ -62,6 +65,30 @@ class Plan(Struct, frozen=True, kw_only=True, eq=False):
     sources: tuple[Part[SourceTable, Source], ...]
     trainer: Part[DriverTable, Trainer] | None
     annotator: Part[DriverTable, Annotator] | None
+
+    def open_model(self, unpack_into: Path) -> Model | None:
+        """The model at the path that `[backend] model` names; `None` if it names a mode or a version.
+
+        Args:
+            unpack_into: An empty folder for the members of a zip.
+
+        Raises:
+            ConfigError: There is no usable model there, or the backend does not run its format.
+        """
+        path = self.config.model_path
+        if path is None or self.backend is None:
+            return None
+        try:
+            model = open_model(path, unpack_into)
+        except ModelError as exc:
+            raise self.config.error("backend.model", str(exc)) from exc
+        if model.info.format not in self.backend.type.formats:
+            formats = ", ".join(self.backend.type.formats)
+            message = (
+                f"the model is in the format {model.info.format!r}, expected one that the backend runs ({formats})"
+            )
+            raise self.config.error("backend.model", message)
+        return model
 
 
 def resolve(config: Config, registry: Registry) -> Plan:

@@ -139,7 +139,7 @@ def test_whole_file_shows_every_key_that_can_be_used_today() -> None:
         tables_shown = shown[name] if isinstance(shown[name], list) else [shown[name]]
         kind = TABLES.get(f"`[{name}]`") or TABLES[f"`[[{name}]]`"]
         keys = {key for table in tables_shown for key in table}
-        assert set(tables.own_keys(kind)) - {"like", "priority"} <= keys, name
+        assert set(tables.own_keys(kind)) - {"like"} <= keys, name
     drivers = {(name, table["driver"]) for name in ("sources", "selectors", "sinks") for table in shown[name]}
     assert drivers == {(f"{entry.kind}s", entry.name) for entry in BUILT_IN if entry.kind != "backend"}
 

@@ -34,7 +34,7 @@ def check(
         config = load(file)
         plan = resolve(config, Registry())
         plan.hooks.mounts(_NoService())
-        model = _open_model(plan, Path(scratch))
+        model = plan.open_model(Path(scratch) / "model")
         for warning in config.warnings:
             console.warn(warning)
         problems = _ask_all(plan, model) if online else []
@@ -50,22 +50,6 @@ class _NoService:
 
     def __getattr__(self, name: str) -> Any:
         raise PluginError(f"'{name}' of the service was used before the node has started")
-
-
-def _open_model(plan: Plan, scratch: Path) -> Model | None:
-    path = plan.config.model_path
-    if path is None or plan.backend is None:
-        return None
-    from loopcore.package import open_model
-
-    if not path.exists():
-        raise plan.config.error("backend.model", f"there is no model {path}")
-    model = open_model(path, scratch / "model")
-    if model.info.format not in plan.backend.type.formats:
-        formats = ", ".join(plan.backend.type.formats)
-        message = f"the model is in the format {model.info.format!r}, expected one that the backend runs ({formats})"
-        raise plan.config.error("backend.model", message)
-    return model
 
 
 def _summary(config: Config, model: Model | None) -> Iterator[str]:

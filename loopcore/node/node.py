@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
-from anyio import Event, create_task_group, to_thread
+from anyio import create_task_group, to_thread
 from msgspec.structs import replace
 
 from loopcore.abc import Backend, DeploymentTarget, ModelRegistry
-from loopcore.collect.delivery import Delivery
+from loopcore.collect.delivery import Delivery, Lanes
 from loopcore.collect.outbox import Outbox, Taker
 from loopcore.collect.selection import Selection
 from loopcore.config import SinkTable, When
@@ -27,7 +27,6 @@ from loopcore.infer.serving import Serving
 from loopcore.node.control import Operation, serve_control
 from loopcore.node.feeding import Feed
 from loopcore.node.state import State, load_state, save_state
-from loopcore.package import open_model
 from loopcore.pipeline import Controls, Pipeline
 from loopcore.plan import Plan
 from loopcore.server import Listener, application, listen
@@ -63,9 +62,10 @@ class Node:
         self._serving = Serving(self._backend, self._activated)
         self._selection = Selection([(part.table, part.driver) for part in plan.selectors])
         self._outbox = Outbox(self._data_dir / "outbox", config.outbox, [_taker(part.table) for part in plan.sinks])
-        self._settled = Event()
+        lanes = Lanes()
         self._deliveries = {
-            part.table.name: Delivery(part.driver, part.table, self._outbox, self._hooks) for part in plan.sinks
+            part.table.name: Delivery(part.driver, part.table, self._outbox, self._hooks, lanes=lanes)
+            for part in plan.sinks
         }
         self._feeds = [Feed(part.table.name, part.driver) for part in plan.sources]
         self._pipeline = Pipeline(
@@ -150,8 +150,8 @@ class Node:
         if part is None:
             raise NotReadyError("this node has no [backend]")
         if model.info.format not in part.type.formats:
-            wanted = ", ".join(part.type.formats)
-            raise ModelError(f"the backend {part.table.driver!r} runs {wanted}, not {model.info.format}")
+            formats = ", ".join(part.type.formats)
+            raise ModelError(f"the backend {part.table.driver!r} runs {formats}, not {model.info.format}")
         return part.type(part.options, model)
 
     async def _activated(self, backend: Backend, previous: Model | None) -> None:
@@ -182,11 +182,11 @@ class Node:
         return self._state.model_choice(self._plan.backend.table.model if self._plan.backend else FOLLOW)
 
     def _find(self, choice: str) -> Model:
-        path = self._config.model_path
-        if path and self._plan.backend and choice == self._plan.backend.table.model:
+        if self._plan.backend and choice == self._plan.backend.table.model:
             unpacked = self._data_dir / "unpacked"
             shutil.rmtree(unpacked, ignore_errors=True)
-            return open_model(path, unpacked)
+            if model := self._plan.open_model(unpacked):
+                return model
         return self._store.get(choice)
 
     async def _activate(self, model: Model) -> None:

@@ -27,6 +27,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, table: ServerTable) -> None:
         self._app = app
+        self._max_body = table.max_body
         self._token = table.token.reveal().encode() if table.token else None
         names = {"localhost", table.host, socket.gethostname(), *table.allowed_hosts}
         self._names = frozenset(name.lower() for name in names)
@@ -53,6 +54,8 @@ class Guard:
         origin = headers.get("origin")
         if origin is not None and not self._is_own(origin, headers["host"]):
             return 403, "pages from elsewhere may not call this node"
+        if int(headers.get("content-length", "0")) > self._max_body:
+            return 413, f"the body is larger than {self._max_body} bytes, the limit of [server] max_body"
         if self._token and scope["path"] not in OPEN_PATHS and not self._has_token(headers):
             return 401, "send the node's token as 'Authorization: Bearer …'"
         return None

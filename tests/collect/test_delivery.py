@@ -17,7 +17,7 @@ from anyio import create_task_group, fail_after
 from PIL import Image as PillowImage
 
 from loopcore.abc import Sink
-from loopcore.collect.delivery import Backoff, Delivery
+from loopcore.collect.delivery import Backoff, Delivery, Lanes
 from loopcore.collect.outbox import Outbox, Taker
 from loopcore.config import OutboxTable, SinkTable
 from loopcore.drivers.http_sink import HttpSink, HttpSinkOptions
@@ -148,6 +148,8 @@ async def delivering(*deliveries: Delivery) -> AsyncGenerator[None]:
 def deliver(sink: Sink, outbox: Outbox, events: Told | None = None, name: str = "it", **more: Any) -> Delivery:
     now = more.pop("now", None)
     extra = {"now": now} if now else {}
+    if "lanes" in more:
+        extra["lanes"] = more.pop("lanes")
     return Delivery(sink, table(name, **more), outbox, events, backoff=QUICK, random=Random(7), **extra)
 
 
@@ -693,3 +695,43 @@ async def test_server_that_comes_back_is_served_again(tmp_path: Path) -> None:
                 assert delivery.status()["state"] == "retrying"
             await delivery.drained()
         assert sorted(receiver.has) == sorted(ids)
+
+
+async def test_a_sink_of_higher_priority_is_served_first(tmp_path: Path) -> None:
+    order: list[str] = []
+
+    class Noting(ScriptedSink):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.name = name
+            self.max_batch = 1
+
+        async def before(self, samples: Sequence[Sample]) -> None:
+            order.append(self.name)
+
+    async with outbox_in(tmp_path, "low", "high") as outbox:
+        await keep(outbox, *names(10))
+        lanes = Lanes()
+        low = deliver(Noting("low"), outbox, name="low", lanes=lanes)
+        high = deliver(Noting("high"), outbox, name="high", priority=1, lanes=lanes)
+        async with delivering(high, low):
+            await high.drained()
+            await low.drained()
+    assert len(order) == 20
+    assert order[:11].count("low") <= 1  # one call may have begun before the other sink had anything in hand
+
+
+async def test_a_hung_sink_of_higher_priority_holds_nobody_up(tmp_path: Path) -> None:
+    class Hung(ScriptedSink):
+        async def before(self, samples: Sequence[Sample]) -> None:
+            await anyio.sleep_forever()
+
+    async with outbox_in(tmp_path, "low", "high") as outbox:
+        await keep(outbox, *names(3))
+        lanes = Lanes()
+        sink = ScriptedSink()
+        low = deliver(sink, outbox, name="low", lanes=lanes)
+        high = deliver(Hung(), outbox, name="high", priority=1, lanes=lanes)
+        async with delivering(high, low):
+            await low.drained()
+            assert sorted(sink.accepted) == names(3)

@@ -149,7 +149,9 @@ async def test_a_node_without_a_model_answers_503_and_is_not_ready(start: Start,
 
 async def test_a_model_of_a_format_that_the_backend_cannot_run_is_refused_by_name(start: Start, tmp_path: Path) -> None:
     model = make_model(tmp_path / "eim", "1", format="eim")
-    with pytest.RaisesGroup(pytest.RaisesExc(ModelError, match="runs null, not eim"), flatten_subgroups=True):
+    with pytest.RaisesGroup(
+        pytest.RaisesExc(ConfigError, match=r"backend.model: the model is in the format 'eim'"), flatten_subgroups=True
+    ):
         async with start(backend={"driver": "fixed", "model": str(model.path)}):
             pass
 

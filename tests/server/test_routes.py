@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -117,6 +118,19 @@ async def test_a_body_over_the_limit_is_413_before_it_is_read(serve: Serve, doub
     async with serve(max_body=1000) as client:
         answer = await client.post("/predict", content=b"x" * 2000, headers=JPEG)
     assert answer.status_code == 413
+    assert "1000 bytes" in answer.json()["message"]
+    assert not double.asked
+
+
+async def test_a_body_that_does_not_say_its_size_is_413_all_the_same(serve: Serve, double: Double) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        for _ in range(100):
+            yield b"x" * 100
+
+    async with serve(max_body=1000) as client:
+        answer = await client.post("/predict", content=endless(), headers=JPEG)
+    assert answer.status_code == 413
+    assert answer.json()["error"] == "Refused"
     assert not double.asked
 
 

@@ -2,6 +2,7 @@
 
 from loopcore.collect.delivery.circuit import Backoff
 from loopcore.collect.delivery.delivery import Delivery
+from loopcore.collect.delivery.lanes import Lanes
 from loopcore.collect.delivery.settling import Events
 
-__all__ = ["Backoff", "Delivery", "Events"]
+__all__ = ["Backoff", "Delivery", "Events", "Lanes"]

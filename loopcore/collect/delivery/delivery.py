@@ -22,6 +22,7 @@ from loopcore.abc import Sink
 from loopcore.collect.delivery.circuit import Backoff, Circuit, Rest
 from loopcore.collect.delivery.hand import Hand
 from loopcore.collect.delivery.judging import check_receipts, is_final, single
+from loopcore.collect.delivery.lanes import Lanes
 from loopcore.collect.delivery.pace import Pace, local_now
 from loopcore.collect.delivery.packing import fit, parts
 from loopcore.collect.delivery.settling import Events, Settler
@@ -52,6 +53,7 @@ class Delivery:
         table: Its table.
         outbox: Entered; it knows a taker of the table's name.
         events: Who hears of what was delivered and rejected.
+        lanes: What this delivery shares with the node's others, so that `priority` means something.
         backoff: How to wait after failures.
         random: For the jitter.
         now: The local time, for `between`.
@@ -64,6 +66,7 @@ class Delivery:
         outbox: Outbox,
         events: Events | None = None,
         *,
+        lanes: Lanes | None = None,
         backoff: Backoff | None = None,
         random: Random | None = None,
         now: Callable[[], datetime] = local_now,
@@ -74,6 +77,7 @@ class Delivery:
         backoff, random = backoff or Backoff(), random or Random()
         self._circuit = Circuit(backoff, random)
         self._pace = Pace(table.max_rate, table.between, now)
+        self._lane = (lanes or Lanes()).lane(table.priority, self._wake)
         self._suspects = Suspects()
         self._settler = Settler(table.name, outbox, events, self._wake)
         self._batch = sink.max_batch
@@ -112,6 +116,7 @@ class Delivery:
     def pause(self) -> None:
         """Begin no more calls, until `resume`."""
         self._paused = True
+        self._lane.give_way()
         self._wake()
 
     def resume(self) -> None:
@@ -152,6 +157,8 @@ class Delivery:
             return "retrying" if self._circuit.failures else "starting"
         if self._pace.closed_s():
             return "waiting: outside its part of the day"
+        if self._lane.behind_s(current_time()) > 0:
+            return "waiting: a sink of higher priority sends"
         return "waiting" if self._idle else "sending"
 
     # When
@@ -164,7 +171,9 @@ class Delivery:
         """How long nothing may begin, as far as known now."""
         if self._paused or self._halted or self._settler.waiting > _MAX_UNNOTED:
             return inf
-        return max(self._circuit.until - current_time(), self._pace.paid_at() - current_time(), self._pace.closed_s())
+        now = current_time()
+        waits = (self._circuit.until - now, self._pace.paid_at() - now, self._pace.closed_s(), self._lane.behind_s(now))
+        return max(waits)
 
     async def _sleep(self, seconds: float, *, news: bool = False) -> None:
         """Wait for a change, a deadline, or something to lease."""
@@ -228,6 +237,8 @@ class Delivery:
         except StorageError as exc:
             self._fault(exc)
             return True
+        if leases and not self._circuit.failures:
+            self._lane.claim(current_time())
         self._hand.take(leases)
         packed = parts(leases, max_count=count, max_bytes=self._sink.max_bytes, alone=self._suspects.is_suspect)
         for part in packed[:free]:
@@ -241,6 +252,7 @@ class Delivery:
         if not (self._calls or self._settler.waiting or self._changed.is_set()):  # a change came during the look
             self._idle = True
             self._idle_since = self._looks
+            self._lane.give_way()
             self._end_waits()
 
     def _end_waits(self) -> None:
@@ -314,6 +326,7 @@ class Delivery:
                     self._refused((lease, sample), receipt.why)
         if not accepted:
             return
+        self._lane.claim(current_time())
         self._refusals = 0
         if self._circuit.failures:
             _log.info("The sink accepts samples again sink=%s", self.name)
@@ -357,6 +370,7 @@ class Delivery:
 
     def _fault(self, exc: Exception, *, begun: int | None = None, blameless: bool = False) -> None:
         """Something failed at the sink, or at the disk: remember, say so once, and wait."""
+        self._lane.give_way()
         turn = self._next_turn()
         if isinstance(exc, AuthError):
             self._halt(str(exc))
@@ -376,6 +390,7 @@ class Delivery:
 
     def _halt(self, why: str) -> None:
         """Nothing is sent until a person has looked; then the sink is entered anew and what was refused comes again."""
+        self._lane.give_way()
         self._last_error = why
         if self._halted is None:
             _log.error("The sink is paused until someone resumes it: %s sink=%s", why, self.name)

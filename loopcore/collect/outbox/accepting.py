@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 
 from loopcore.collect.outbox import records
 from loopcore.collect.outbox.clock import AgeClock
-from loopcore.collect.outbox.index import Index, Row
+from loopcore.collect.outbox.index import Index
 from loopcore.collect.outbox.reader import Reader
 from loopcore.collect.outbox.records import Entry
 from loopcore.collect.outbox.room import Room
+from loopcore.collect.outbox.rows import Row
 from loopcore.collect.outbox.segments import Place, Segments
 from loopcore.collect.outbox.terms import Taker, value
 from loopcore.errors import StorageError

@@ -9,10 +9,11 @@ import msgspec
 
 from loopcore.collect.outbox.accepting import Accepting
 from loopcore.collect.outbox.clock import AgeClock
-from loopcore.collect.outbox.index import Index, Row, SinkRow
+from loopcore.collect.outbox.index import Index
 from loopcore.collect.outbox.reader import Reader
 from loopcore.collect.outbox.rejects import Rejects
 from loopcore.collect.outbox.room import Room
+from loopcore.collect.outbox.rows import Row, SinkRow
 from loopcore.collect.outbox.segments import Segments
 from loopcore.collect.outbox.terms import Listed, Taker
 from loopcore.errors import StorageError

@@ -6,9 +6,10 @@ import logging
 from contextlib import suppress
 
 from loopcore.collect.outbox import records
-from loopcore.collect.outbox.index import Index, Row
+from loopcore.collect.outbox.index import Index
 from loopcore.collect.outbox.records import DamagedError, Entry, Found
 from loopcore.collect.outbox.rejects import Rejects
+from loopcore.collect.outbox.rows import Row
 from loopcore.collect.outbox.segments import Place, Segments
 from loopcore.types import Sample
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import msgspec
 
-from loopcore.collect.outbox.index import Index, Row
+from loopcore.collect.outbox.index import Index
 from loopcore.collect.outbox.records import Entry, Found, Gap, scan
 from loopcore.collect.outbox.rejects import Rejects
+from loopcore.collect.outbox.rows import Row
 from loopcore.collect.outbox.segments import Place, Segments
 from loopcore.collect.outbox.terms import value
 from loopcore.errors import StorageError

@@ -6,8 +6,9 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 
-from loopcore.collect.outbox.index import Index, Row
+from loopcore.collect.outbox.index import Index
 from loopcore.collect.outbox.records import DamagedError, Found, scan
+from loopcore.collect.outbox.rows import Row
 from loopcore.collect.outbox.segments import Segments
 from loopcore.collect.outbox.terms import Bounds
 from loopcore.errors import OutboxFullError

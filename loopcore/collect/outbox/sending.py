@@ -8,10 +8,11 @@ from contextlib import suppress
 from datetime import datetime
 
 from loopcore.collect.outbox.accepting import Accepting
-from loopcore.collect.outbox.index import Index, Row, SinkRow
+from loopcore.collect.outbox.index import Index
 from loopcore.collect.outbox.reader import Reader
 from loopcore.collect.outbox.records import DamagedError
 from loopcore.collect.outbox.rejects import Refusal, Rejects
+from loopcore.collect.outbox.rows import Row, SinkRow
 from loopcore.collect.outbox.terms import Lease, Taker
 from loopcore.types import Sample
 

@@ -143,6 +143,8 @@ class _Loaded:
     def _read(self, outputs: Sequence[Any], fit: Fit) -> tuple[Detection, ...]:
         recipe = self.recipe
         found = self._decode(outputs, recipe)
+        if not len(found.scores):
+            return ()
         if not np.isfinite(found.scores).all() or not np.isfinite(found.boxes).all():
             raise BackendError("the model's answer has values that are not finite")
         classes = np.asarray(recipe.classes)[found.channels]

@@ -15,6 +15,7 @@ import anyio
 import pytest
 
 from loopcore.collect.outbox import Outbox, Taker
+from loopcore.collect.outbox.index import Index
 from loopcore.collect.outbox.records import HEADER_BYTES
 from loopcore.errors import StorageError
 
@@ -222,6 +223,24 @@ async def test_acknowledgements_are_noted_while_nothing_can_be_accepted(tmp_path
             group.start_soon(accept, 3)
             group.start_soon(outbox.delivered, "a", leases)
         assert (sorted(refused), (await outbox.status())["count"]) == ([2, 3], 0)
+
+
+async def test_index_that_cannot_be_written_forgets_nothing_that_was_accepted(tmp_path, sample, bounds, monkeypatch):
+    async with Outbox(tmp_path, bounds(), [A]) as outbox:
+        names = [(await outbox.accept(*sample(n))).id for n in range(5)]
+        leases = await outbox.lease("a", max_count=2, max_bytes=1 << 40)
+
+        def full(_: Index) -> None:
+            raise sqlite3.OperationalError("database or disk is full")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Index, "commit", full)
+            with pytest.raises(StorageError, match="disk is full"):
+                await outbox.delivered("a", leases)
+        assert [line.id for line in await outbox.list()] == names
+        await outbox.delivered("a", leases)
+        last = (await outbox.accept(*sample(5))).id
+        assert await ids(outbox) == [*names[2:], last]
 
 
 async def test_lease_asked_for_in_a_turn_that_failed_is_still_given(tmp_path, sample, bounds, faulty):

@@ -133,7 +133,8 @@ class Outboxes(RuleBasedStateMachine):
     @rule(sink=st.sampled_from(SINKS), count=st.integers(1, 4))
     def lease(self, sink, count) -> None:
         leases, _ = self.do(lambda: self.store.sending.lease(sink, count, 1 << 40))
-        held = {lease.id for lease in self.leases[sink] if lease.id in self.kept}
+        places = {line.id: line.seq for line in self.do(lambda: self.store.desk.list(0, 1000))}
+        held = {lease.id for lease in self.leases[sink] if places.get(lease.id) == lease.seq}
         ready = [name for name, kept in self.kept.items() if sink in kept.waits and name not in held]
         fresh = [name for name in ready if (sink, name) not in self.deferred]
         order = sorted(fresh, key=lambda name: not self.kept[name].info.urgent)
