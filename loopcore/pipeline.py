@@ -19,6 +19,7 @@ from loopcore.abc import Backend
 from loopcore.errors import BackendError, FrameError, LoopcoreError, PluginError
 from loopcore.infer.batching import Batcher
 from loopcore.infer.serving import Serving
+from loopcore.infer.threads import Threads
 from loopcore.types import (
     RGB,
     Annotation,
@@ -89,7 +90,8 @@ class Pipeline:
         controls: What the node does when it is told to.
         max_waiting: How many frames may wait for the model; one more is a `BusyError`.
         max_pixels: Larger pictures are refused before they are decoded.
-        threads: How many frames are worked on at a time, at most.
+        threads: Where frames are worked on.
+        at_once: How many calls of the backend may run at a time, at most.
     """
 
     def __init__(
@@ -100,9 +102,10 @@ class Pipeline:
         outbox: Outbox,
         hooks: Hooks,
         controls: Controls,
+        threads: Threads,
         max_waiting: int = 64,
         max_pixels: int = 100_000_000,
-        threads: int = 2,
+        at_once: int = 2,
     ) -> None:
         self._serving = serving
         self._selection = selection
@@ -110,13 +113,15 @@ class Pipeline:
         self._hooks = hooks
         self._controls = controls
         self._max_pixels = max_pixels
-        self._threads = threads
-        self._batcher: Batcher[Backend, _Call, _Seen] = Batcher(serving.borrow, self._look, max_waiting=max_waiting)
+        self._at_once = at_once
+        self._batcher: Batcher[Backend, _Call, _Seen] = Batcher(
+            serving.borrow, self._look, threads=threads, max_waiting=max_waiting
+        )
         self._counts: Counter[str] = Counter()
 
     def fit(self, backend: Backend) -> None:
         """Take note of how much the backend that serves now can do at a time."""
-        overlap = min(backend.max_overlap, self._threads)
+        overlap = min(backend.max_overlap, self._at_once)
         self._batcher.set_capacity(max_batch=max(1, backend.max_batch), overlap=max(1, overlap))
 
     async def predict(

@@ -22,6 +22,7 @@ from loopcore.files import Disk
 from loopcore.hooks import Hooks
 from loopcore.hookspecs import hookimpl
 from loopcore.infer.serving import Serving
+from loopcore.infer.threads import Threads
 from loopcore.options import Options
 from loopcore.pipeline import Controls, Pipeline
 from loopcore.testing import AlwaysSelector, FixedBackend, make_jpeg, make_picture
@@ -86,6 +87,7 @@ async def pipeline(
 
     serving = Serving(lambda model: backend(backend.Options(), model), activated)
     selection = Selection([(SelectorTable(driver="always", name="always"), selector(Options()))])
+    threads = Threads()
     outbox = Outbox(folder, OutboxTable(min_free=0), takers, disk=disk or Disk())  # type: ignore[arg-type]
     service = Pipeline(
         serving=serving,
@@ -93,10 +95,11 @@ async def pipeline(
         outbox=outbox,
         hooks=hooks or Hooks(),
         controls=Controls(_nothing, _nothing, _nothing, _nothing, _nothing),
+        threads=threads,
     )
     holder.append(service)
     with fail_after(20):
-        async with outbox, create_task_group() as group:
+        async with outbox, threads, create_task_group() as group:
             await group.start(serving.run)
             if active:
                 await serving.activate(MODEL)

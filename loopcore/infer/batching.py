@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Generic, TypeVar
 
-from anyio import CapacityLimiter, Event, get_cancelled_exc_class, to_thread
+from anyio import Event, get_cancelled_exc_class
 
 from loopcore.errors import BusyError
+from loopcore.infer.threads import Threads
 
 ContextT = TypeVar("ContextT")
 RequestT = TypeVar("RequestT")
@@ -38,6 +39,7 @@ class Batcher(Generic[ContextT, RequestT, ResultT]):
         borrow: What a batch works with, entered and left around it in the event loop's thread.
         work: Plain and blocking; gets what was borrowed and 1 to `max_batch` requests, and returns an outcome for each,
             in order: a result, or the exception to raise to that caller.
+        threads: Where the work is done.
         max_waiting: How many requests may wait; one more is refused with `BusyError`.
     """
 
@@ -46,14 +48,15 @@ class Batcher(Generic[ContextT, RequestT, ResultT]):
         borrow: Callable[[], AbstractContextManager[ContextT]],
         work: Callable[[ContextT, Sequence[RequestT]], Sequence[ResultT | Exception]],
         *,
+        threads: Threads,
         max_waiting: int,
     ) -> None:
         self._borrow = borrow
+        self._threads = threads
         self._work = work
         self._max_waiting = max_waiting
         self._max_batch = 1
         self._overlap = 1
-        self._limiter = CapacityLimiter(1)
         self._waiting: deque[_Waiting[RequestT, ResultT]] = deque()
         self._leading = 0
         self.refused = 0
@@ -72,7 +75,6 @@ class Batcher(Generic[ContextT, RequestT, ResultT]):
         """How many requests a batch may hold, and how many batches may run at a time; from the next batch on."""
         self._max_batch = max_batch
         self._overlap = overlap
-        self._limiter.total_tokens = overlap
         self._promote()
 
     async def submit(self, request: RequestT) -> ResultT:
@@ -116,7 +118,7 @@ class Batcher(Generic[ContextT, RequestT, ResultT]):
         outcomes: Sequence[ResultT | Exception]
         try:
             with self._borrow() as context:
-                outcomes = await to_thread.run_sync(self._work, context, requests, limiter=self._limiter)
+                outcomes = await self._threads.run(self._work, context, requests)
         except get_cancelled_exc_class():
             self._waiting.extendleft(reversed(batch[1:]))  # cancelled before the thread began
             raise

@@ -24,6 +24,7 @@ from loopcore.deploy.modelstore import ModelStore
 from loopcore.errors import LoopcoreError, ModelError, NotReadyError, StorageError
 from loopcore.files import locked
 from loopcore.infer.serving import Serving
+from loopcore.infer.threads import Threads
 from loopcore.node.control import Operation, serve_control
 from loopcore.node.feeding import Feed
 from loopcore.node.state import State, load_state, save_state
@@ -68,6 +69,7 @@ class Node:
             for part in plan.sinks
         }
         self._feeds = [Feed(part.table.name, part.driver) for part in plan.sources]
+        self._threads = Threads()
         self._pipeline = Pipeline(
             serving=self._serving,
             selection=self._selection,
@@ -76,7 +78,8 @@ class Node:
             controls=Controls(self.set_model, self.reload, self.hold_updates, self.set_outbox, self.status),
             max_waiting=config.inference.queue,
             max_pixels=config.server.max_pixels,
-            threads=config.inference.threads or os.cpu_count() or 1,
+            threads=self._threads,
+            at_once=config.inference.threads or os.cpu_count() or 1,
         )
 
     async def run(self, *, until_done: bool = False, task_status: TaskStatus[str]) -> None:
@@ -101,6 +104,7 @@ class Node:
                 await stack.enter_async_context(part.driver)
             await self._check_rollouts()
             await stack.enter_async_context(self._outbox)
+            await stack.enter_async_context(self._threads)
             collecting = await stack.enter_async_context(_owned_tasks())
             await self._start_collecting(collecting)
             async with create_task_group() as feeding:

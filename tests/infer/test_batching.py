@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 
 import anyio
@@ -12,6 +12,7 @@ from anyio import create_task_group, fail_after
 
 from loopcore.errors import BackendError, BusyError, NotReadyError
 from loopcore.infer.batching import Batcher
+from loopcore.infer.threads import Threads
 
 pytestmark = pytest.mark.anyio
 
@@ -47,6 +48,12 @@ class Bench:
         return [BackendError(f"bad {one}") if one < 0 else one * 10 for one in requests]
 
 
+@pytest.fixture
+async def threads() -> AsyncIterator[Threads]:
+    async with Threads() as running:
+        yield running
+
+
 async def begun(bench: Bench) -> None:
     assert await anyio.to_thread.run_sync(bench.begun.acquire, True, 10)
 
@@ -57,17 +64,17 @@ async def until(condition: object) -> None:
             await anyio.lowlevel.checkpoint()
 
 
-async def test_a_lonely_request_is_a_batch_of_one() -> None:
+async def test_a_lonely_request_is_a_batch_of_one(threads: Threads) -> None:
     bench = Bench()
     bench.gate.set()
-    batcher = Batcher(bench.borrow, bench.work, max_waiting=4)
+    batcher = Batcher(bench.borrow, bench.work, threads=threads, max_waiting=4)
     assert await batcher.submit(7) == 70
     assert bench.batches == [[7]]
 
 
-async def test_those_who_wait_share_the_next_batch_up_to_its_size_in_order() -> None:
+async def test_those_who_wait_share_the_next_batch_up_to_its_size_in_order(threads: Threads) -> None:
     bench = Bench()
-    batcher = Batcher(bench.borrow, bench.work, max_waiting=8)
+    batcher = Batcher(bench.borrow, bench.work, threads=threads, max_waiting=8)
     batcher.set_capacity(max_batch=3, overlap=1)
     answers: dict[int, int] = {}
 
@@ -86,9 +93,9 @@ async def test_those_who_wait_share_the_next_batch_up_to_its_size_in_order() -> 
     assert answers == {number: number * 10 for number in range(1, 6)}
 
 
-async def test_no_more_batches_run_at_once_than_the_backend_allows() -> None:
+async def test_no_more_batches_run_at_once_than_the_backend_allows(threads: Threads) -> None:
     bench = Bench()
-    batcher = Batcher(bench.borrow, bench.work, max_waiting=50)
+    batcher = Batcher(bench.borrow, bench.work, threads=threads, max_waiting=50)
     batcher.set_capacity(max_batch=1, overlap=2)
     with fail_after(10):
         async with create_task_group() as group:
@@ -101,9 +108,9 @@ async def test_no_more_batches_run_at_once_than_the_backend_allows() -> None:
     assert sorted(number for batch in bench.batches for number in batch) == list(range(20))
 
 
-async def test_one_frame_too_many_is_refused_and_harms_nobody() -> None:
+async def test_one_frame_too_many_is_refused_and_harms_nobody(threads: Threads) -> None:
     bench = Bench()
-    batcher = Batcher(bench.borrow, bench.work, max_waiting=1)
+    batcher = Batcher(bench.borrow, bench.work, threads=threads, max_waiting=1)
     with fail_after(10):
         async with create_task_group() as group:
             group.start_soon(batcher.submit, 1)
@@ -117,9 +124,9 @@ async def test_one_frame_too_many_is_refused_and_harms_nobody() -> None:
     assert batcher.refused == 1
 
 
-async def test_a_client_that_has_gone_takes_its_waiting_request_away() -> None:
+async def test_a_client_that_has_gone_takes_its_waiting_request_away(threads: Threads) -> None:
     bench = Bench()
-    batcher = Batcher(bench.borrow, bench.work, max_waiting=8)
+    batcher = Batcher(bench.borrow, bench.work, threads=threads, max_waiting=8)
     with fail_after(10):
         async with create_task_group() as group:
             group.start_soon(batcher.submit, 1)
@@ -135,9 +142,9 @@ async def test_a_client_that_has_gone_takes_its_waiting_request_away() -> None:
     assert bench.batches == [[1], [3]]
 
 
-async def test_a_leader_that_is_cancelled_leaves_the_others_their_answers() -> None:
+async def test_a_leader_that_is_cancelled_leaves_the_others_their_answers(threads: Threads) -> None:
     bench = Bench()
-    batcher = Batcher(bench.borrow, bench.work, max_waiting=8)
+    batcher = Batcher(bench.borrow, bench.work, threads=threads, max_waiting=8)
     batcher.set_capacity(max_batch=2, overlap=1)
     answers: list[int] = []
 
@@ -160,9 +167,9 @@ async def test_a_leader_that_is_cancelled_leaves_the_others_their_answers() -> N
     assert await batcher.submit(4) == 40
 
 
-async def test_one_bad_frame_of_a_batch_fails_alone() -> None:
+async def test_one_bad_frame_of_a_batch_fails_alone(threads: Threads) -> None:
     bench = Bench()
-    batcher = Batcher(bench.borrow, bench.work, max_waiting=8)
+    batcher = Batcher(bench.borrow, bench.work, threads=threads, max_waiting=8)
     batcher.set_capacity(max_batch=2, overlap=1)
     with fail_after(10):
         async with create_task_group() as group:
@@ -185,11 +192,11 @@ async def test_one_bad_frame_of_a_batch_fails_alone() -> None:
     assert set(outcomes) == {"bad -2", 30}
 
 
-async def test_without_a_model_every_caller_is_told_so_and_the_next_one_may_succeed() -> None:
+async def test_without_a_model_every_caller_is_told_so_and_the_next_one_may_succeed(threads: Threads) -> None:
     bench = Bench()
     bench.gate.set()
     bench.ready = False
-    batcher = Batcher(bench.borrow, bench.work, max_waiting=8)
+    batcher = Batcher(bench.borrow, bench.work, threads=threads, max_waiting=8)
     with pytest.raises(NotReadyError):
         await batcher.submit(1)
     bench.ready = True
