@@ -85,9 +85,9 @@ async def pipeline(
     async def activated(entered: Backend, previous: Model | None) -> None:
         holder[0].fit(entered)
 
-    serving = Serving(lambda model: backend(backend.Options(), model), activated)
-    selection = Selection([(SelectorTable(driver="always", name="always"), selector(Options()))])
     threads = Threads()
+    serving = Serving(lambda model: backend(backend.Options(), model), activated, threads)
+    selection = Selection([(SelectorTable(driver="always", name="always"), selector(Options()))])
     outbox = Outbox(folder, OutboxTable(min_free=0), takers, disk=disk or Disk())  # type: ignore[arg-type]
     service = Pipeline(
         serving=serving,

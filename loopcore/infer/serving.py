@@ -13,10 +13,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import anyio
-from anyio import Event, Lock, create_task_group, to_thread
+from anyio import Event, Lock, create_task_group
 
 from loopcore.abc import Backend
 from loopcore.errors import BackendError, LoopcoreError, ModelError, NotReadyError, PluginError
+from loopcore.infer.threads import Threads
 from loopcore.types import Box, Classification, Detection, Frame, FrameInfo, Model, Point, Segmentation
 
 if TYPE_CHECKING:
@@ -64,13 +65,16 @@ class Serving:
     Args:
         make: Constructs the backend for a model.
         activated: Called after each swap, before the old backend closes.
+        threads: Where a model is warmed up: those that run it later, so that its buffers are made once.
     """
 
     def __init__(
         self,
         make: Callable[[Model], Backend],
         activated: Callable[[Backend, Model | None], Awaitable[None]],
+        threads: Threads,
     ) -> None:
+        self._threads = threads
         self._make = make
         self._activated = activated
         self._current: _Served | None = None
@@ -126,7 +130,7 @@ class Serving:
         served: _Served | None = None
         try:
             async with self._make(model) as backend:
-                await to_thread.run_sync(_warm_up, backend)
+                await self._threads.run(_warm_up, backend)
                 served = self._current = _Served(backend, model)
                 task_status.started()
                 await self._until_retired(served)

@@ -60,7 +60,8 @@ class Node:
         self._state = State()
         self._held = False
         self._store = ModelStore(self._data_dir / "models")
-        self._serving = Serving(self._backend, self._activated)
+        self._threads = Threads()
+        self._serving = Serving(self._backend, self._activated, self._threads)
         self._selection = Selection([(part.table, part.driver) for part in plan.selectors])
         self._outbox = Outbox(self._data_dir / "outbox", config.outbox, [_taker(part.table) for part in plan.sinks])
         lanes = Lanes()
@@ -69,7 +70,6 @@ class Node:
             for part in plan.sinks
         }
         self._feeds = [Feed(part.table.name, part.driver) for part in plan.sources]
-        self._threads = Threads()
         self._pipeline = Pipeline(
             serving=self._serving,
             selection=self._selection,

@@ -14,6 +14,7 @@ from anyio import create_task_group, fail_after
 from loopcore.abc import Backend
 from loopcore.errors import BackendError, ModelError, NotReadyError, PluginError
 from loopcore.infer.serving import Serving
+from loopcore.infer.threads import Threads
 from loopcore.options import Options
 from loopcore.types import Box, Frame, Model, ModelInfo, Prediction
 
@@ -63,9 +64,10 @@ async def serving(
     async def quiet(backend: Backend, previous: Model | None) -> None:
         pass
 
-    service = Serving(lambda model: Diary(model, entries), activated or quiet)
+    threads = Threads()
+    service = Serving(lambda model: Diary(model, entries), activated or quiet, threads)
     with fail_after(10):
-        async with create_task_group() as group:
+        async with threads, create_task_group() as group:
             await group.start(service.run)
             yield service
             group.cancel_scope.cancel()
