@@ -141,18 +141,19 @@ def fill(folder: Path, waiting: int) -> None:
     each, per_segment = 62_000, 540
     db = sqlite3.connect(folder / "index.db")
     places = (
-        (n, os.urandom(32), 0, 1 + n // per_segment, n % per_segment * each, each, 60_000, 0, 0.0, 1.0)
+        (n, os.urandom(32), 0, 1 + n // per_segment, n % per_segment * each, each, 60_000, 0, 0.0, 1.0, None)
         for n in range(1, waiting + 1)
     )
-    db.executemany("INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", places)
+    db.executemany("INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", places)
     db.execute("INSERT INTO todo SELECT seq, 1, 1, 0, image_bytes FROM samples")
     db.execute(
-        "INSERT INTO segments SELECT segment, max(offset + length), count(*), sum(length) FROM samples GROUP BY 1"
+        "INSERT INTO segments SELECT segment, max(offset + length), count(*), sum(length), NULL FROM samples GROUP BY 1"
     )
-    db.execute("UPDATE sinks SET waiting = ?, bytes = ?", (waiting, waiting * 60_000))
+    db.execute("UPDATE sinks SET waiting = ?, bytes = ?, crc = NULL", (waiting, waiting * 60_000))
     last = 2 + waiting // per_segment
     db.execute(
-        "UPDATE state SET next_seq = ?, count = ?, bytes = ?, segment = ?", (waiting + 1, waiting, waiting * each, last)
+        "UPDATE state SET next_seq = ?, count = ?, bytes = ?, segment = ?, crc = NULL",
+        (waiting + 1, waiting, waiting * each, last),
     )
     db.commit()
     db.close()

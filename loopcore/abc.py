@@ -4,9 +4,12 @@ A driver is a class that the TOML names. Its distribution announces it in an ent
 and the node makes one instance for each table that names it. What waits is async; what computes is plain and is called
 in a worker thread; what is heavy or not to be trusted runs in its own process.
 
-Every driver is an async context manager: set-up above the `yield` of `__asynccontextmanager__`, tear-down below it.
-Whatever a driver raises that is not in `loopcore.errors` is taken for a fault of the plugin (`PluginError`): the
-driver is paused and reported, and the node goes on.
+Every driver is an async context manager: set-up above the `yield` of `__asynccontextmanager__`, tear-down below it. One
+instance may be entered again after it was left: sources and sinks are, when they have failed.
+
+Whatever a driver raises that is not in `loopcore.errors` is taken for a fault of the plugin (`PluginError`). Before the
+node is up, that ends the start. Later a source is started again and a sink entered again after a pause, a selector is
+left out for a minute, and a backend has failed on that one frame; it is logged, and the node goes on.
 """
 
 from __future__ import annotations
@@ -84,10 +87,13 @@ class Service(Protocol):
     ) -> Answer:
         """Run the model on an image, and keep it if a selector wants it.
 
-        When the answer carries a sample id, the sample survives a power cut. Awaiting is the back-pressure.
+        When the answer carries a sample id, the sample survives a power cut. It carries none where no sink of the TOML
+        wants the sample. Awaiting is the back-pressure. Whoever was told `StorageError` and brings the same frame again
+        within ten minutes gets it kept, though selectors have seen it before.
 
         Args:
-            image: The picture; encoded bytes are kept as they are.
+            image: The picture. The bytes of a JPEG or PNG are kept as they are; an array, or what only a plugin can
+                decode, as a JPEG.
             camera: Which camera took it.
             captured: When, aware; naive times are refused.
             tags: Kept with the sample.
@@ -99,6 +105,7 @@ class Service(Protocol):
             NotReadyError: No model is serving.
             BusyError: Too many frames are waiting.
             BackendError: The model failed on this frame.
+            PluginError: The backend broke its contract on this frame.
             StorageError: The frame was to be kept and could not be.
         """
         ...
@@ -106,7 +113,8 @@ class Service(Protocol):
     def select(self, info: FrameInfo, prediction: Prediction) -> tuple[str, ...]:
         """The reasons to keep a frame, decided without its pixels.
 
-        For sources that bring their own predictions. Selectors that need the image do not take part.
+        For sources that bring their own predictions. Selectors that need the image do not take part. Plain, and waits
+        while another frame is being judged; may be called from any thread.
         """
         ...
 
@@ -126,7 +134,8 @@ class Service(Protocol):
     ) -> str:
         """Accept a sample; when this returns its id, it survives a power cut.
 
-        Accepting the same id again merges tags, reasons and annotations.
+        It is accepted whether or not a sink wants it. Accepting the same id again merges tags and reasons; of
+        annotations, the newest stand. The image is kept as by `predict`.
 
         Raises:
             FrameError: The picture is bad.
@@ -143,15 +152,26 @@ class Service(Protocol):
 
         Raises:
             ModelError: There is no such version, or it cannot be used; nothing has changed.
+            NotReadyError: The node has no backend.
+            StorageError: The model serves, and that could not be noted for the next start.
         """
         ...
 
     async def reload(self) -> None:
-        """Load the serving model anew and swap to it."""
+        """Look the chosen model up and load it anew, and swap to it: a file that has changed counts as it is now.
+
+        Raises:
+            ModelError: It cannot be used; what served before still serves.
+            NotReadyError: There is none.
+        """
         ...
 
     async def hold_updates(self, hold: bool) -> None:
-        """Put off model updates, or let them happen again; forgotten at a restart."""
+        """Put off the updates that rollouts bring, or let them happen again; forgotten at a restart.
+
+        What a person sets by `set_model` is not put off. This version rolls nothing out: the wish is noted, and shown
+        by `status`.
+        """
         ...
 
     async def set_outbox(self, sending: bool) -> None:
@@ -176,7 +196,7 @@ class Control(Protocol):
 
 
 class Console(Protocol):
-    """The terminal, as far as commands need it: text, tables and progress, with control characters made visible."""
+    """The terminal, as far as commands need it: text and tables, with control characters made visible."""
 
     def print(self, text: str) -> None: ...
 
@@ -194,6 +214,8 @@ class Launcher(Protocol):
 
         Raises:
             ConfigError: The configuration is wrong.
+            LoopcoreError: The node could not start, or could not go on.
+            KeyboardInterrupt: Ctrl-C ended it, in good order.
         """
         ...
 
@@ -210,16 +232,18 @@ class Source(Driver):
         """Bring frames to the service until there are no more, or until cancelled.
 
         Calls `task_status.started()` once it can receive. Returns when the input has ended: the node goes on without
-        it. A bad frame is the source's own affair: it catches `FrameError` and goes on. On `BusyError` and
-        `NotReadyError` it waits and tries the same frame again. What it has handed over and got an id for is never
-        handed over again after a restart if the medium lets it know.
+        it. A frame that cannot be used is the source's own affair: it catches `FrameError`, `BackendError` and
+        `PluginError`, and goes on. On `BusyError` and `NotReadyError` it waits for `retry_after_s` and tries the same
+        frame again; on `StorageError`, if it can bring the frame again, likewise. What it has handed over and got an id
+        for is never handed over again after a restart if the medium lets it know.
 
         Args:
             service: The node. Awaiting `predict` is the back-pressure.
             task_status: To say that it has begun.
 
         Raises:
-            ConfigError: The input is not there, and waiting is of no use.
+            ConfigError: The input is not there, and waiting is of no use. Before `started()` it ends the node's start;
+                like any other error, it only means a pause after that: `run` is called again, on the same instance.
         """
 
 
@@ -280,7 +304,7 @@ class Selector(Driver):
         A reason is a word, such as the driver's own name: that one is given as the `name` of the table, so that two
         tables of one driver can be told apart.
 
-        Plain, quick; called in a worker thread, never twice at the same time on one instance. Frames of one camera
+        Plain, quick; called in any thread, never twice at the same time on one instance. Frames of one camera
         come mostly, not strictly, in order of time.
 
         Args:
@@ -314,7 +338,8 @@ class Sink(Driver):
         """Deliver 1 to `max_batch` samples; one receipt for each, in order.
 
         When it returns, each sample is either with the peer for good or refused by it. It is idempotent by sample id:
-        a sample may come again after a crash or an unknown outcome, and again with other annotations.
+        a sample may come again after a crash or an unknown outcome, and again with other annotations. Of the errors of
+        a task group within, the first one counts.
 
         Raises:
             RejectedError: The peer refused the whole batch; the core splits it to find the bad sample.

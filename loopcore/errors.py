@@ -27,6 +27,7 @@ Attributes are for programs; the message is one sentence for people: what, which
 from __future__ import annotations
 
 from pathlib import Path
+from typing import overload
 
 
 class LoopcoreError(Exception):
@@ -196,3 +197,14 @@ class AuthError(RemoteError):
 
 class TrainingError(LoopcoreError):
     """A training job failed."""
+
+
+@overload
+def first(error: Exception) -> Exception: ...
+@overload
+def first(error: BaseException) -> BaseException: ...
+def first(error: BaseException) -> BaseException:
+    """The error to tell of: of a task group's errors the first one, however deep; of any other error itself."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

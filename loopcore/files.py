@@ -15,10 +15,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
 from loopcore.errors import IntegrityError, ModelError, StorageError
+
+if TYPE_CHECKING:
+    import sqlite3
 
 
 class Disk:
@@ -67,6 +71,12 @@ class Disk:
         found = os.statvfs(path)
         return found.f_bavail * found.f_frsize
 
+    def database(self, path: Path) -> sqlite3.Connection:
+        """Open an SQLite file, or make one, without implicit transactions. Its writes are SQLite's own."""
+        import sqlite3
+
+        return sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=64)
+
     def sync_folder(self, path: Path) -> None:
         """Names made, changed and removed in this folder survive a power cut."""
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -78,6 +88,7 @@ class Disk:
 
 DISK = Disk()
 _drafts = count()
+_MAX_DEPTH = 32  # below some thousand folders, nothing in Python can remove them again
 
 
 class UnzipLimits(Struct, frozen=True, kw_only=True):
@@ -141,7 +152,7 @@ def inner_path(folder: Path, name: str) -> Path:
     """
     pure = PurePosixPath(name)
     bad = not name or "\\" in name or "\0" in name or ":" in name or pure.is_absolute() or ".." in pure.parts
-    if bad or not pure.parts:
+    if bad or not 0 < len(pure.parts) <= _MAX_DEPTH:
         raise ModelError(f"{name!r} is not a path inside a package")
     return folder.joinpath(*pure.parts)
 

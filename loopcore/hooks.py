@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pluggy
 from anyio import TASK_STATUS_IGNORED
+from anyio.lowlevel import checkpoint
 from msgspec import Struct
 
 from loopcore import hookspecs
@@ -94,6 +95,7 @@ class Hooks:
             await self._wake.wait()
             self._wake = anyio.Event()
             while hook := next((hook for hook, waiting in self._waiting.items() if waiting), None):
+                await checkpoint()  # an implementation need not wait for anything
                 await self._tell(hook, **self._waiting[hook].popleft())
             self._idle.set()
 
@@ -178,7 +180,7 @@ class Hooks:
         for one in self._implementations.get(hook, ()):
             try:
                 answer = one.function(**one.pick(arguments))
-            except Exception as exc:  # noqa: BLE001 - the hook guard: one plugin's failure must not hide another's answer
+            except (Exception, SystemExit) as exc:  # noqa: BLE001 - the hook guard: it must not hide another's answer
                 one.failed(exc)
                 continue
             one.failing = False
@@ -200,7 +202,7 @@ class Hooks:
         try:
             with anyio.fail_after(self._limit_s):
                 await one.function(**one.pick(arguments))
-        except Exception as exc:  # noqa: BLE001 - the hook guard: an event cannot change what has happened
+        except (Exception, SystemExit) as exc:  # noqa: BLE001 - the hook guard: an event cannot change what has happened
             one.failed(exc)
         else:
             one.failing = False

@@ -34,7 +34,7 @@ _CHUNK = 1 << 16
 _LARGE = 1 << 20  # above it aiohttp wants the body in pieces
 _NO_CREDENTIALS = frozenset({401, 403, 407})
 _NOT_FINAL = frozenset({404, 405, 408, 421, 425, 429})
-_TRANSFER_HEADERS = frozenset({"content-encoding", "content-length", "transfer-encoding"})
+_TRANSFER_HEADERS = frozenset({b"content-encoding", b"content-length", b"transfer-encoding"})
 _SECRET_HEADERS = frozenset({"authorization", "cookie", "proxy-authorization", "x-api-key", "x-auth-token"})
 
 
@@ -78,12 +78,12 @@ class Client(AsyncContextManagerMixin):
         self._timeout_s = timeout_s
         self._bulk = bulk
         self._connections = connections
-        self._failures: tuple[type[Exception], ...] = (httpx.HTTPError, OSError)
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
         context = _tls(self._url, self._ca)
         direct = _is_loopback(self._url.host) or not _is_proxied(self._url)
+        self._failures: tuple[type[Exception], ...] = (httpx.HTTPError, OSError)
         self._by_aiohttp = self._bulk and direct and _on_asyncio()
         limits = httpx.Limits(
             max_connections=self._connections,
@@ -198,6 +198,8 @@ class Client(AsyncContextManagerMixin):
         while True:
             response = await self._http.send(request, stream=True)
             try:
+                if response.headers.get("content-encoding", "identity") != "identity":
+                    raise httpx.DecodingError("the answer is compressed, which was not asked for")
                 body = await _read(response, limit)
             finally:
                 await response.aclose()
@@ -218,7 +220,7 @@ def translate(response: httpx.Response, *, hide: Iterable[str] = ()) -> RemoteEr
     status = response.status_code
     if response.is_success:
         return None
-    said = _shown(response.text, hide)
+    said = _shown(response.content.decode(errors="replace"), hide)  # the charset is the peer's word
     message = f"{_named(response.request)} answered {status}" + (f": {said}" if said else "")
     if status in _NO_CREDENTIALS:
         return AuthError(message, status=status)
@@ -282,7 +284,7 @@ async def _read(response: httpx.Response, limit: int) -> bytes:
     """Of an error's text the start will do; a longer answer than allowed is an error of its own."""
     body = bytearray()
     try:
-        async for part in response.aiter_bytes():
+        async for part in response.aiter_raw():  # unpacked, a small piece may become a gigabyte
             body += part
             if len(body) > limit:
                 await response.aclose()  # and go on to the end, for trio warns of a generator that is broken off
@@ -295,7 +297,7 @@ async def _read(response: httpx.Response, limit: int) -> bytes:
 
 
 def _whole(response: httpx.Response, body: bytes) -> httpx.Response:
-    headers = [(name, value) for name, value in response.headers.multi_items() if name not in _TRANSFER_HEADERS]
+    headers = [(name, value) for name, value in response.headers.raw if name.lower() not in _TRANSFER_HEADERS]
     return httpx.Response(response.status_code, headers=headers, content=body, request=response.request)
 
 

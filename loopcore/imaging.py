@@ -28,7 +28,11 @@ PNG = "image/png"
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _EXIF = b"Exif\0\0"
 _ORIENTATION = 0x0112
-_MAX_SCANS = 200  # a progressive JPEG has about ten; each is a pass over the whole picture
+_MAX_PARTS = 5000  # before the pixels: the largest colour profiles and notes of editors come to hundreds
+_SCAN = b"\xff\xda\0"  # the marker and half its length; compressed pixels never look so
+_USUAL_SCANS = 20  # a progressive JPEG has about ten; each is a pass over the whole picture, however few its bytes
+_MAX_SCANS = 200
+_MAX_SCANNED = 2_000_000_000  # pixels, over all scans, where there are more than usual
 # libjpeg-turbo has vector code for these only: 3/8 takes longer than 1/2, and 5/8 to 7/8 longer than the whole.
 _DIVISORS = (8, 4, 2)
 _HARMLESS = ("extraneous bytes before marker", "unknown JFIF revision")
@@ -131,9 +135,12 @@ def draw(pixels: RGB, detections: Sequence[Detection]) -> RGB:
     for detection in detections:
         color = colors.setdefault(detection.label, _COLORS[len(colors) % len(_COLORS)])
         x, y = _draw_shape(pen, detection, color, stroke=max(2, height // 7))
-        if isinstance(detection, Classification):
-            y = float(lines * (height + 6))
-            lines += 1
+        match detection:
+            case Classification():
+                y = float(lines * (height + 6))
+                lines += 1
+            case Box() | Segmentation() if y >= height + 5:
+                y -= height + 5  # above the shape where there is room, so that it hides nothing of it
         text = f"{detection.label} {detection.confidence:.2f}"
         x = min(max(x, 0.0), max(0.0, picture.width - pen.textlength(text, font=font) - 6))
         y = min(max(y, 0.0), max(0.0, picture.height - height - 6.0))
@@ -165,22 +172,25 @@ def _probe_jpeg(data: bytes) -> tuple[int, int, int]:
     except ValueError as exc:
         raise FrameError(f"the JPEG is damaged: {exc}", status=400) from exc
     orientation = 1
-    progressive = False
     for marker, start, end in _segments(data):
         if marker == 0xE1 and data.startswith(_EXIF, start):
             orientation = _orientation(data[start + len(_EXIF) : end])
-        progressive = progressive or marker in (0xC2, 0xC6, 0xCA, 0xCE)
-    if progressive and data.count(b"\xff\xda") > _MAX_SCANS:
-        raise FrameError(f"the JPEG has more than {_MAX_SCANS} scans", status=413)
+    scans = data.count(_SCAN)
+    if scans > _MAX_SCANS or (scans > _USUAL_SCANS and scans * width * height > _MAX_SCANNED):
+        raise FrameError(f"the JPEG is read in {scans} scans, too many for its size", status=413)
     return width, height, orientation
 
 
 def _segments(data: bytes) -> list[tuple[int, int, int]]:
     """Marker, start and end of the segments before the pixels, as far as they can be followed."""
-    found = []
+    found: list[tuple[int, int, int]] = []
     at = 2
+    fill = 0
     while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
+        if len(found) + fill > _MAX_PARTS:
+            raise FrameError(f"the JPEG has more than {_MAX_PARTS} parts before its pixels", status=400)
         if data[at + 1] == 0xFF:  # a fill byte
+            fill += 1
             at += 1
             continue
         end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
@@ -197,12 +207,14 @@ def _probe_png(data: bytes) -> tuple[int, int, int]:
         raise FrameError("the PNG is damaged: it has no pixels", status=400)
     orientation = 1
     at = 33
-    while at + 8 <= len(data) and (kind := data[at + 4 : at + 8]) != b"IDAT":
+    for _ in range(_MAX_PARTS):
+        if at + 8 > len(data) or (kind := data[at + 4 : at + 8]) == b"IDAT":
+            return width, height, orientation
         length = int.from_bytes(data[at : at + 4], "big")
         if kind == b"eXIf":
             orientation = _orientation(data[at + 8 : at + 8 + length])
         at += 12 + length
-    return width, height, orientation
+    raise FrameError(f"the PNG has more than {_MAX_PARTS} parts before its pixels", status=400)
 
 
 def _orientation(tiff: bytes) -> int:

@@ -161,7 +161,9 @@ def read_info(folder: Path) -> ModelInfo:
 
 def _read_manifest(folder: Path) -> Manifest:
     if not (folder / MANIFEST).is_file():
-        raise ModelError(f"{folder} is not a model package: it has no {MANIFEST}")
+        graphs = sorted(path.name for path in folder.glob("*.onnx"))
+        hint = f"; to use a bare model, name its file: {folder / graphs[0]}" if graphs else ""
+        raise ModelError(f"{folder} is not a model package: it has no {MANIFEST}{hint}")
     try:
         return _parse(read_bounded(folder / MANIFEST, _MAX_MANIFEST), folder)
     except StorageError as exc:

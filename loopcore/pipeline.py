@@ -6,17 +6,22 @@ outbox, and for nothing else.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+import numpy as np
 from anyio import to_thread
 from msgspec import Struct
+from msgspec.structs import replace
 
 from loopcore import imaging
 from loopcore.abc import Backend
-from loopcore.errors import BackendError, FrameError, LoopcoreError, PluginError
+from loopcore.collect.owed import Owed
+from loopcore.errors import FrameError, LoopcoreError, PluginError, StorageError
 from loopcore.infer.batching import Batcher
 from loopcore.infer.serving import Serving
 from loopcore.infer.threads import Threads
@@ -43,6 +48,11 @@ if TYPE_CHECKING:
     from loopcore.collect.selection import Selection
     from loopcore.hooks import Hooks
 
+_log = logging.getLogger(__name__)
+
+_JSON = msgspec.json.Encoder()
+_PREDICTION = msgspec.json.Decoder(Prediction)
+_SAMPLE = msgspec.json.Decoder(SampleInfo)
 
 UNSUPPORTED = 415
 """The status of a `FrameError` for a media type that imaging does not read."""
@@ -118,6 +128,8 @@ class Pipeline:
             serving.borrow, self._look, threads=threads, max_waiting=max_waiting
         )
         self._counts: Counter[str] = Counter()
+        self._fault = ""
+        self._owed = Owed()
 
     def fit(self, backend: Backend) -> None:
         """Take note of how much the backend that serves now can do at a time."""
@@ -135,12 +147,13 @@ class Pipeline:
         keep: Keep = Keep.SELECTED,
     ) -> Answer:
         self._counts["frames"] += 1
+        self._owed.forget_old()
         try:
             call = _call(image, camera, captured, tags, source, keep)
             seen = await self._batcher.submit(call)
             sample = await self._accept_wanted(*seen.sample) if seen.sample else None
         except LoopcoreError as exc:
-            self._counts[type(exc).__name__] += 1
+            self._note(exc)
             raise
         self._hooks.prediction_made(seen.info, seen.prediction)
         return Answer(
@@ -179,6 +192,10 @@ class Pipeline:
             state=state,
             urgent=urgent,
         )
+        try:
+            _SAMPLE.decode(_JSON.encode(sample))
+        except (msgspec.ValidationError, TypeError, ValueError, OverflowError, RecursionError) as exc:
+            raise FrameError(f"what is said of the picture cannot be written down: {exc}", status=400) from exc
         return (await self._accept(sample, encoded.data)).id
 
     def model(self) -> ModelInfo | None:
@@ -212,11 +229,23 @@ class Pipeline:
             "running": self._batcher.running,
         }
 
+    def _note(self, exc: LoopcoreError) -> None:
+        self._counts[type(exc).__name__] += 1
+        if isinstance(exc, PluginError) and str(exc) != self._fault:
+            self._fault = str(exc)
+            _log.error("A plugin broke its contract on a frame: %s", exc, exc_info=exc)
+
     async def _accept_wanted(self, sample: SampleInfo, data: bytes) -> SampleInfo | None:
-        if self._outbox.wanted(sample):
-            return await self._accept(sample, data)
-        self._counts["unwanted"] += 1
-        return None
+        if not self._outbox.wanted(sample):
+            self._counts["unwanted"] += 1
+            return None
+        try:
+            accepted = await self._accept(sample, data)
+        except StorageError:
+            self._owed.add(sample)
+            raise
+        self._owed.settle(sample.id)
+        return accepted
 
     async def _accept(self, sample: SampleInfo, data: bytes) -> SampleInfo:
         accepted = await self._outbox.accept(sample, data)
@@ -228,7 +257,7 @@ class Pipeline:
 
     def _look(self, backend: Backend, calls: Sequence[_Call]) -> Sequence[_Seen | Exception]:
         outcomes: list[_Seen | Exception] = []
-        opened = [_attempt(self._open, call, backend.decode_size) for call in calls]
+        opened = [_attempt(self._open, call, backend) for call in calls]
         answers = iter(_infer(backend, [one.frame for one in opened if isinstance(one, _Opened)]))
         for call, one in zip(calls, opened, strict=True):
             found = next(answers) if isinstance(one, _Opened) else one
@@ -238,28 +267,29 @@ class Pipeline:
                 outcomes.append(found)
         return outcomes
 
-    def _open(self, call: _Call, decode_size: Callable[[int, int], tuple[int, int]]) -> _Opened:
+    def _open(self, call: _Call, backend: Backend) -> _Opened:
         image = call.image
         if isinstance(image, Encoded):
-            try:
-                header = imaging.probe(image.data, max_pixels=self._max_pixels)
-            except FrameError as exc:
-                if exc.status != UNSUPPORTED:
-                    raise
-                image = self._decoded_by_plugin(image, exc)
-            else:
-                size = decode_size(header.width, header.height)
-                pixels = imaging.decode(image.data, header=header, size=size)
-                info = _frame_info(call, header.width, header.height)
-                return _Opened(Frame(info=info, pixels=pixels), Encoded(image.data, header.media))
+            known = self._probe(image)
+            if isinstance(known, imaging.Header):
+                size = _decode_size(backend, known)
+                pixels = imaging.decode(image.data, header=known, size=size)
+                info = _frame_info(call, known.width, known.height)
+                return _Opened(Frame(info=info, pixels=pixels), Encoded(image.data, known.media))
+            image = known
         height, width = _shape(image.array)
-        return _Opened(Frame(info=_frame_info(call, width, height), pixels=image.array), image)
+        pixels = np.ascontiguousarray(image.array)
+        return _Opened(Frame(info=_frame_info(call, width, height), pixels=pixels), image)
 
-    def _decoded_by_plugin(self, image: Encoded, cause: FrameError) -> Pixels:
-        pixels = self._hooks.decode_frame(image.data, image.media)
-        if pixels is None:
-            raise cause
-        return Pixels(pixels)
+    def _probe(self, image: Encoded) -> imaging.Header | Pixels:
+        """What a picture says of itself, or its pixels where only a plugin can read it."""
+        try:
+            return imaging.probe(image.data, max_pixels=self._max_pixels)
+        except FrameError as exc:
+            pixels = self._hooks.decode_frame(image.data, image.media) if exc.status == UNSUPPORTED else None
+            if pixels is None:
+                raise
+            return Pixels(pixels)
 
     def _judge(self, call: _Call, opened: _Opened, prediction: Prediction) -> _Seen:
         info = opened.frame.info
@@ -267,18 +297,26 @@ class Pipeline:
             return _Seen(info, prediction)
         frame = opened.frame if self._selection.needs_image else None
         reasons = self._selection.consider(info, prediction, frame)
-        if not reasons and call.keep is not Keep.ALL:
+        wanted = bool(reasons) or call.keep is Keep.ALL
+        if not wanted and not self._owed:
             return _Seen(info, prediction)
         encoded = _encoded(opened.image)
-        return _Seen(info, prediction, (_sample(info, encoded, prediction, reasons), encoded.data))
+        sample = _sample(info, encoded, prediction, reasons)
+        owed = self._owed.reasons(sample.id)
+        if not wanted and owed is None:
+            return _Seen(info, prediction)
+        return _Seen(info, prediction, (replace(sample, reasons=merged(owed or (), reasons)), encoded.data))
 
     def _stored(self, call: _Call) -> tuple[FrameInfo, Encoded]:
         """An image that is kept as it is, without a model: only its header is read."""
-        if isinstance(call.image, Encoded):
-            header = imaging.probe(call.image.data, max_pixels=self._max_pixels)
-            return _frame_info(call, header.width, header.height), Encoded(call.image.data, header.media)
-        height, width = _shape(call.image.array)
-        return _frame_info(call, width, height), _encoded(call.image)
+        image = call.image
+        if isinstance(image, Encoded):
+            known = self._probe(image)
+            if isinstance(known, imaging.Header):
+                return _frame_info(call, known.width, known.height), Encoded(image.data, known.media)
+            image = known
+        height, width = _shape(image.array)
+        return _frame_info(call, width, height), _encoded(image)
 
 
 def _attempt(step: Callable[..., Any], *arguments: Any) -> Any:
@@ -294,18 +332,34 @@ def _infer(backend: Backend, frames: Sequence[Frame]) -> Sequence[Prediction | E
     if not frames:
         return ()
     try:
-        predictions = backend.infer(frames)
-    except BackendError as exc:
-        if len(frames) == 1:
-            return (exc,)
-        return [_infer(backend, [frame])[0] for frame in frames]
-    except Exception as exc:  # noqa: BLE001 - the driver guard: a backend's unforeseen error becomes the plugin's
-        fault = PluginError(f"the backend failed on a frame: {exc!r}")
-        fault.__cause__ = exc
-        return [fault] * len(frames)
-    if len(predictions) != len(frames):
-        return [PluginError(f"the backend gave {len(predictions)} predictions for {len(frames)} frames")] * len(frames)
+        return _checked(backend.infer(frames), len(frames))
+    except (Exception, SystemExit) as exc:  # noqa: BLE001 - the driver guard: what is unforeseen is the plugin's fault
+        if len(frames) > 1:
+            return [_infer(backend, [frame])[0] for frame in frames]
+        return (exc if isinstance(exc, LoopcoreError) else _broken(exc),)
+
+
+def _checked(predictions: Sequence[Prediction], count: int) -> Sequence[Prediction]:
+    if len(predictions) != count or not all(isinstance(one, Prediction) for one in predictions):
+        raise PluginError(f"for {count} frames the backend gave {len(predictions)} answers, or such that are none")
+    for one in predictions:  # what cannot be read again, such as NaN, would be lost on its way to the sinks
+        _PREDICTION.decode(_JSON.encode(one))
     return predictions
+
+
+def _decode_size(backend: Backend, header: imaging.Header) -> tuple[int, int]:
+    try:
+        return backend.decode_size(header.width, header.height)
+    except LoopcoreError:
+        raise
+    except (Exception, SystemExit) as exc:
+        raise _broken(exc) from exc  # the driver guard
+
+
+def _broken(exc: BaseException) -> PluginError:
+    fault = PluginError(f"the backend failed on a frame: {exc!r}")
+    fault.__cause__ = exc
+    return fault
 
 
 def _frame_info(call: _Call, width: int, height: int) -> FrameInfo:
@@ -326,8 +380,25 @@ def _call(
     if captured is not None:
         if captured.tzinfo is None:
             raise FrameError(f"the capture time {captured.isoformat()} has no time zone; write it with one", status=400)
-        captured = captured.astimezone(UTC)
-    return _Call(image, captured or datetime.now(UTC), camera, captured, tuple(tags), source, keep)
+        try:
+            captured = captured.astimezone(UTC)
+        except OverflowError as exc:
+            raise FrameError(f"the capture time {captured.isoformat()} is not a time in UTC", status=400) from exc
+    words = tuple(_text(tag) for tag in tags)
+    return _Call(
+        image=image,
+        time=captured or datetime.now(UTC),
+        camera=None if camera is None else _text(camera),
+        captured=captured,
+        tags=words,
+        source=None if source is None else _text(source),
+        keep=keep,
+    )
+
+
+def _text(text: str) -> str:
+    """As it can be stored: names of files need not be UTF-8."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def _shape(array: RGB) -> tuple[int, int]:

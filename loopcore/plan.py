@@ -5,6 +5,8 @@ What `loopcore check` reports and what the node builds come from here, so that b
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -20,11 +22,10 @@ from loopcore.config import (
     SinkTable,
     SourceTable,
 )
-from loopcore.errors import ConfigError, LoopcoreError, ModelError, PluginError, UnknownDriverError
+from loopcore.errors import ConfigError, LoopcoreError, ModelError, PluginError, UnknownDriverError, first
 from loopcore.hooks import Hooks
 from loopcore.installed import normal
 from loopcore.options import Options
-from loopcore.package import open_model
 from loopcore.registry import Registry, nearest
 from loopcore.types import Model
 
@@ -33,10 +34,12 @@ DriverT = TypeVar("DriverT", bound=Driver, covariant=True)
 
 
 class Part(Struct, Generic[TableT, DriverT], frozen=True, kw_only=True, eq=False):
-    """A table and its driver, constructed but not entered."""
+    """A table and its driver, constructed but not entered; `package` is the distribution that it came with."""
 
+    kind: str
     table: TableT
     driver: DriverT
+    package: str | None = None
 
 
 class BackendPart(Struct, frozen=True, kw_only=True, eq=False):
@@ -45,6 +48,12 @@ class BackendPart(Struct, frozen=True, kw_only=True, eq=False):
     table: BackendTable
     type: type[Backend]
     options: Options
+    package: str | None = None
+
+    def part(self, model: Model) -> Part[BackendTable, Backend]:
+        """An instance for this model, not entered."""
+        driver = self.type(self.options, model)
+        return Part(kind="backend", table=self.table, driver=driver, package=self.package)
 
 
 class Plan(Struct, frozen=True, kw_only=True, eq=False):
@@ -66,11 +75,22 @@ class Plan(Struct, frozen=True, kw_only=True, eq=False):
     trainer: Part[DriverTable, Trainer] | None
     annotator: Part[DriverTable, Annotator] | None
 
-    def open_model(self, unpack_into: Path) -> Model | None:
+    @contextmanager
+    def starting(self, part: Part[Any, Any]) -> Iterator[None]:
+        """The driver guard of the start: around the block in which a driver is entered or begins.
+
+        Raises:
+            ConfigError: The driver's own, with its place in the TOML.
+            PluginError: In place of what the driver may not raise.
+        """
+        with _guarded(self.config, part.kind, part.table, part.package, "started"):
+            yield
+
+    def open_model(self, opened: Callable[[Path], Model]) -> Model | None:
         """The model at the path that `[backend] model` names; `None` if it names a mode or a version.
 
         Args:
-            unpack_into: An empty folder for the members of a zip.
+            opened: Opens it; raises `ModelError`.
 
         Raises:
             ConfigError: There is no usable model there, or the backend does not run its format.
@@ -79,7 +99,7 @@ class Plan(Struct, frozen=True, kw_only=True, eq=False):
         if path is None or self.backend is None:
             return None
         try:
-            model = open_model(path, unpack_into)
+            model = opened(path)
         except ModelError as exc:
             raise self.config.error("backend.model", str(exc)) from exc
         if model.info.format not in self.backend.type.formats:
@@ -109,7 +129,17 @@ def resolve(config: Config, registry: Registry) -> Plan:
         "annotator": _part(config, registry, "annotator", config.annotator) if config.annotator else None,
     }
     packages = _packages(config, registry)
+    _warn_of_idle(config)
     return Plan(config=config, hooks=Hooks(files | registry.hook_modules(packages)), packages=packages, **plan)
+
+
+def _warn_of_idle(config: Config) -> None:
+    """What is read and checked, and has no effect yet; nobody should wait for it."""
+    for rollout in config.rollouts:
+        config.warn(rollout.key, "this version checks the table and rolls nothing out")
+    for table in (config.trainer, config.annotator):
+        if table is not None:
+            config.warn(table.key, "this version checks the table and starts nothing")
 
 
 def _files(config: Config, registry: Registry) -> dict[str, object]:
@@ -138,21 +168,29 @@ def _backend(config: Config, registry: Registry) -> BackendPart | None:
     if config.backend is None:
         return None
     found, options = _class(config, registry, "backend", config.backend)
-    return BackendPart(table=config.backend, type=found, options=options)
+    package = registry.package("backend", config.backend.driver)
+    return BackendPart(table=config.backend, type=found, options=options, package=package)
 
 
 def _part(config: Config, registry: Registry, kind: str, table: DriverTable) -> Part[Any, Any]:
     found, options = _class(config, registry, kind, table)
+    package = registry.package(kind, table.driver)
+    with _guarded(config, kind, table, package, "constructed"):
+        return Part(kind=kind, table=table, driver=found(options), package=package)
+
+
+@contextmanager
+def _guarded(config: Config, kind: str, table: DriverTable, package: str | None, done: str) -> Iterator[None]:
     try:
-        driver = found(options)
-    except ConfigError as exc:
-        raise config.located(exc, f"{table.key}.{exc.key}" if exc.key else table.key) from None
-    except LoopcoreError:
-        raise
-    except Exception as exc:
-        message = f"the {kind} {table.driver!r} cannot be constructed: {type(exc).__name__}: {exc}"
-        raise PluginError(message, plugin=table.driver, package=registry.package(kind, table.driver)) from exc
-    return Part(table=table, driver=driver)
+        yield
+    except (Exception, SystemExit) as exc:  # noqa: BLE001 - the driver guard: what is unforeseen is the plugin's fault
+        error = first(exc)
+        if isinstance(error, ConfigError) and error.file is None:
+            raise config.located(error, f"{table.key}.{error.key}" if error.key else table.key) from error.__cause__
+        if isinstance(error, LoopcoreError):
+            raise error from error.__cause__
+        message = f"the {kind} {table.driver!r} cannot be {done}: {type(error).__name__}: {error}"
+        raise PluginError(message, plugin=table.driver, package=package) from error
 
 
 def _class(config: Config, registry: Registry, kind: str, table: DriverTable) -> tuple[Any, Any]:

@@ -244,7 +244,7 @@ def _file_drivers(entry: Entry, module: ModuleType) -> list[type[Driver]]:
         return []
     try:
         return list(answer())
-    except Exception as exc:
+    except (Exception, SystemExit) as exc:
         raise _broken(entry, f"loopcore_drivers() raised {_cause(exc)}") from exc
 
 

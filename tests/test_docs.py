@@ -275,8 +275,8 @@ def read(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
             after = re.search(r"^<!-- after: (.+) -->$", text, re.MULTILINE)
             if after:
                 shutil.copytree(follow(f"docs/{after[1]}"), folders[page], dirs_exist_ok=True)
-            elif "demo/" in text:
-                shutil.copytree(request.getfixturevalue("demo"), folders[page] / "demo")
+            elif named := re.search(r"\b((?:loopcore-)?demo)/", text):
+                shutil.copytree(request.getfixturevalue("demo"), folders[page] / named[1])
             Reader(folders[page], port if after or f"port = {PORT}" in text else PORT).follow(page)
             left.add(page)
         assert page in left, f"{page} has failed before"

@@ -144,6 +144,12 @@ def test_inner_path_stays_inside_or_is_refused(name):
     assert os.path.normpath(path) != str(folder)
 
 
+def test_inner_path_goes_no_deeper_than_can_be_removed_again():
+    assert inner_path(Path("folder"), "a/" * 31 + "x")
+    with pytest.raises(ModelError):
+        inner_path(Path("folder"), "a/" * 32 + "x")
+
+
 def archive(path: Path, members: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> Path:
     with zipfile.ZipFile(path, "w", compression) as bundle:
         for name, data in members.items():

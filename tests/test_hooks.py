@@ -76,13 +76,13 @@ def test_hook_decode_frame_takes_the_first_answer_that_is_a_picture(caplog: pyte
 
     def implementation(answer: Any) -> Any:
         def loopcore_decode_frame(data: bytes, media: str) -> Any:
-            if isinstance(answer, Exception):
+            if isinstance(answer, BaseException):
                 raise answer
             return answer if (data, media) == (b"raw", "image/x") else None
 
         return plugin(loopcore_decode_frame)
 
-    answers = [picture, np.zeros((3, 4)), None, ValueError("bad")]  # called from the last to the first
+    answers = [picture, np.zeros((3, 4)), SystemExit(0), ValueError("bad")]  # called from the last to the first
     hooks = Hooks({f"p{number}": implementation(answer) for number, answer in enumerate(answers)})
     assert hooks.decode_frame(b"raw", "image/x") is picture
     assert hooks.decode_frame(b"raw", "image/y") is None
@@ -235,7 +235,7 @@ async def test_a_raising_or_hanging_plugin_neither_hides_others_nor_stops_the_ca
 
     def bad() -> Any:
         async def loopcore_model_refused() -> None:
-            raise RuntimeError("broken")
+            raise SystemExit(3)
 
         return plugin(loopcore_model_refused)
 

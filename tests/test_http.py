@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
 import ssl
 from collections.abc import AsyncGenerator, Callable
@@ -150,6 +151,25 @@ async def test_answer_that_never_ends_is_broken_off(bulk: bool) -> None:
     async with meet(lambda request: Reply(body=b"y" * 200_000), bulk=bulk) as (_, client):
         with pytest.raises(RetryableError, match="more than 1000 bytes"):
             await client.request("GET", limit=1000)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Reply(status=429, headers={"Retry-After": "9" * 5000}),
+        Reply(status=503, headers={"Content-Type": "text/plain; charset=undefined"}, body=b"\xff\xfe"),
+        Reply(status=503, headers={"Content-Type": "text/plain; charset=punycode"}, body=b"\xff\xfe"),
+        Reply(status=307, headers={"Location": "http://[::1"}),
+        Reply(status=307, headers={"Location": "gopher://elsewhere/"}),
+        Reply(status=307, headers={"Location": ""}),
+        Reply(status=200, headers={"Content-Encoding": "gzip"}, body=b"no gzip"),
+        Reply(status=200, headers={"Content-Encoding": "gzip"}, body=gzip.compress(bytes(10_000_000))),
+    ],
+)
+async def test_nonsense_of_the_peer_means_try_again(bulk: bool, answer: Reply) -> None:
+    async with meet(lambda request: answer, bulk=bulk) as (_, client):
+        with pytest.raises(RetryableError):
+            await client.request("POST", content=b"x")
 
 
 async def test_redirects_stay_with_the_peer_and_take_no_secret_elsewhere(bulk: bool) -> None:

@@ -146,6 +146,34 @@ def test_a_progressive_jpeg_with_very_many_scans_is_refused():
     assert caught.value.status == 413
 
 
+def test_the_scans_of_a_large_jpeg_are_paid_for_by_its_pixels():
+    size = (10_000).to_bytes(2, "big")
+    data = encoded(gradient(64, 64), progressive=True)
+    at = data.index(b"\xff\xc2") + 5
+    large = data[:at] + size + size + data[at + 4 :]
+    assert imaging.probe(large).width == 10_000
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    with pytest.raises(FrameError) as caught:
+        imaging.probe(large[:-2] + scan * 20 + b"\xff\xd9")
+    assert caught.value.status == 413
+
+
+@pytest.mark.parametrize(
+    ("media", "at", "part"),
+    [
+        ("jpeg", 2, b"\xff\xfe\x00\x02"),
+        ("jpeg", 2, b"\xff\xe1\x00\x08Exif\0\0"),
+        ("jpeg", 2, b"\xff"),
+        ("png", 33, b"\0\0\0\0eXIfcccc"),
+    ],
+)
+def test_a_picture_of_nothing_but_notes_is_refused_before_they_are_all_read(media, at, part):
+    data = encoded(gradient(8, 8), media)
+    assert imaging.probe(data[:at] + part * 100 + data[at:]).width == 8
+    with pytest.raises(FrameError, match="parts before its pixels"):
+        imaging.probe(data[:at] + part * 6000 + data[at:])
+
+
 @pytest.mark.parametrize(
     ("data", "status"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta, timezone
@@ -82,11 +83,10 @@ async def pipeline(
 ) -> AsyncGenerator[tuple[Pipeline, Outbox]]:
     holder: list[Pipeline] = []
 
-    async def activated(entered: Backend, previous: Model | None) -> None:
-        holder[0].fit(entered)
-
     threads = Threads()
-    serving = Serving(lambda model: backend(backend.Options(), model), activated, threads)
+    serving = Serving(
+        lambda model: backend(backend.Options(), model), lambda entered: holder[0].fit(entered), _nothing, threads
+    )
     selection = Selection([(SelectorTable(driver="always", name="always"), selector(Options()))])
     outbox = Outbox(folder, OutboxTable(min_free=0), takers, disk=disk or Disk())  # type: ignore[arg-type]
     service = Pipeline(
@@ -286,3 +286,186 @@ async def test_a_slow_plugin_does_not_delay_the_answer(tmp_path: Path) -> None:
             assert (await service.predict(Encoded(make_jpeg(seed), "image/jpeg"))).sample_id
         await heard.wait()
         group.cancel_scope.cancel()
+
+
+def _careless(prediction: Prediction) -> type[Backend]:
+    """A backend that behaves at its warm-up only."""
+
+    class Careless(FixedBackend):
+        def infer(self, frames: Sequence[Frame]) -> Sequence[Prediction]:
+            return super().infer(frames) if frames[0].info.width == 640 else [prediction] * len(frames)
+
+    return Careless
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        {"confidence": math.nan},
+        {"confidence": 1.0000001},
+        {"x": math.inf},
+        {"y": np.float32(1)},
+        {"label": None},
+        {"label": "\ud800"},
+    ],
+    ids=str,
+)
+async def test_an_answer_that_could_not_be_read_again_is_refused_and_nothing_is_kept(
+    tmp_path: Path, found: dict[str, Any]
+) -> None:
+    shape: dict[str, Any] = {"label": "thing", "x": 1, "y": 1, "width": 2, "height": 2}
+    box = Box(**shape | found)
+    async with pipeline(tmp_path, backend=_careless(Prediction(detections=(box,)))) as (service, outbox):
+        with pytest.raises(PluginError):
+            await service.predict(PICTURE)
+        assert (await outbox.status())["count"] == 0
+
+
+async def test_keep_refuses_what_could_not_be_read_again(tmp_path: Path) -> None:
+    box = Box(label="thing", confidence=7, x=1, y=1, width=2, height=2)
+    async with pipeline(tmp_path, active=False) as (service, outbox):
+        wrong: list[dict[str, Any]]
+        wrong = [{"annotations": [box]}, {"state": 5}, {"prediction": Prediction(extra={"raw": object()})}]
+        for what in wrong:
+            with pytest.raises(FrameError, match="cannot be written down"):
+                await service.keep(PICTURE, **what)
+        assert (await outbox.status())["count"] == 0
+
+
+class Once(Selector):
+    """Wants a picture when it sees it for the first time."""
+
+    def __init__(self, options: Options) -> None:
+        super().__init__(options)
+        self.seen: set[str | None] = set()
+
+    def consider(self, info: FrameInfo, prediction: Prediction, frame: Frame | None) -> Sequence[str]:
+        is_new = info.source not in self.seen
+        self.seen.add(info.source)
+        return ("new",) if is_new else ()
+
+
+async def test_a_frame_that_could_not_be_stored_is_kept_when_it_comes_again(tmp_path: Path) -> None:
+    class Full(Disk):
+        full = False
+
+        def write(self, descriptor: int, parts: Sequence[bytes]) -> None:
+            if self.full:
+                raise OSError(28, "No space left on device")
+            super().write(descriptor, parts)
+
+    disk = Full()
+    async with pipeline(tmp_path, Once, disk=disk) as (service, outbox):
+        disk.full = True
+        with pytest.raises(StorageError):
+            await service.predict(PICTURE, source="a")
+        disk.full = False
+        other = await service.predict(Encoded(make_jpeg(2), "image/jpeg"), source="a")
+        answer = await service.predict(PICTURE, source="a")
+        again = await service.predict(PICTURE, source="a")
+        assert (await outbox.status())["count"] == 1
+    assert answer.sample_id
+    assert answer.reasons == ("new",)
+    assert other.sample_id is None
+    assert again.sample_id is None
+
+
+class Silent(FixedBackend):
+    max_batch = 4
+
+    def infer(self, frames: Sequence[Frame]) -> Any:
+        return [
+            None if frame.info.width == 13 else found
+            for frame, found in zip(frames, super().infer(frames), strict=True)
+        ]
+
+
+class Dizzy(FixedBackend):
+    def decode_size(self, width: int, height: int) -> tuple[int, int]:
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("backend", [Silent, Dizzy])
+async def test_whatever_a_backend_does_wrong_is_a_plugin_error(tmp_path: Path, backend: type[Backend]) -> None:
+    async with pipeline(tmp_path, backend=backend) as (service, _):
+        with pytest.raises(PluginError):
+            await service.predict(Encoded(make_jpeg(1, width=13), "image/jpeg"))
+        assert service.report()["failed"] == {"PluginError": 1}
+        assert (await service.predict(Pixels(make_picture(1)))).sample_id
+
+
+async def test_a_plugin_s_fault_is_logged_once_with_where_it_happened(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with pipeline(tmp_path, backend=Buggy) as (service, _):
+        for _ in range(3):
+            with pytest.raises(PluginError):
+                await service.predict(Encoded(make_jpeg(1, width=13), "image/jpeg"))
+    (record,) = [record for record in caplog.records if record.name == "loopcore.pipeline"]
+    assert record.exc_info
+    assert isinstance(record.exc_info[1].__cause__, ZeroDivisionError)  # type: ignore[union-attr]
+
+
+class Strict(FixedBackend):
+    def infer(self, frames: Sequence[Frame]) -> Sequence[Prediction]:
+        assert all(frame.pixels.flags.c_contiguous for frame in frames)
+        return super().infer(frames)
+
+
+async def test_a_backend_gets_whole_arrays_whatever_a_source_hands_in(tmp_path: Path) -> None:
+    async with pipeline(tmp_path, backend=Strict) as (service, _):
+        assert (await service.predict(Pixels(make_picture(1)[:, :, ::-1]))).sample_id
+
+
+async def test_names_that_are_no_unicode_are_kept_in_a_form_that_is(tmp_path: Path) -> None:
+    async with pipeline(tmp_path) as (service, outbox):
+        answer = await service.predict(PICTURE, camera="T\udcfcr", source="\udcff.jpg", tags=["\ud800"])
+        sample = await outbox.show(answer.sample_id or "")
+    assert sample is not None
+    assert sample.info.camera == "T\\udcfcr"
+    assert sample.info.source == "\\udcff.jpg"
+    assert sample.info.tags == ("\\ud800",)
+
+
+async def test_a_capture_time_outside_the_calendar_is_refused(tmp_path: Path) -> None:
+    async with pipeline(tmp_path) as (service, _):
+        with pytest.raises(FrameError, match="not a time"):
+            await service.predict(PICTURE, captured=datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=5))))
+
+
+async def test_keep_takes_what_only_a_plugin_can_read(tmp_path: Path) -> None:
+    class Plugin:
+        @hookimpl
+        def loopcore_decode_frame(self, data: bytes, media: str) -> Any:
+            return make_picture(1)
+
+    async with pipeline(tmp_path, hooks=Hooks({"raw": Plugin()})) as (service, outbox):
+        sample = await outbox.show(await service.keep(Encoded(b"RAW1", "image/x-raw")))
+    assert sample is not None
+    assert sample.info.media == "image/jpeg"
+    assert (sample.info.width, sample.info.height) == (64, 48)
+
+
+async def test_a_backend_that_would_end_the_process_fails_its_frame_alone(tmp_path: Path) -> None:
+    class Quitting(FixedBackend):
+        max_batch = 4
+
+        def infer(self, frames: Sequence[Frame]) -> Sequence[Prediction]:
+            if any(frame.info.width == 13 for frame in frames):
+                raise SystemExit(0)
+            return super().infer(frames)
+
+    outcomes: dict[int, bool] = {}
+
+    async def ask(service: Pipeline, width: int) -> None:
+        try:
+            await service.predict(Encoded(make_jpeg(1, width=width), "image/jpeg"))
+        except PluginError:
+            outcomes[width] = False
+        else:
+            outcomes[width] = True
+
+    async with pipeline(tmp_path, backend=Quitting) as (service, _), create_task_group() as group:
+        for width in (11, 12, 13, 14):
+            group.start_soon(ask, service, width)
+    assert outcomes == {11: True, 12: True, 13: False, 14: True}

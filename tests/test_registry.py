@@ -185,6 +185,7 @@ def test_single_file_plugin_brings_its_drivers(tmp_path: Path) -> None:
         (FILE.replace("'mine'", "None"), "the driver A has no class attribute 'name'"),
         (FILE.replace("'mine'", "'folder'"), "the sink 'folder' exists already"),
         (FILE.replace("return [A]", "return [int]"), "expected subclasses of a class of loopcore.abc"),
+        (FILE.replace("return [A]", "raise SystemExit(0)"), r"loopcore_drivers\(\) raised SystemExit: 0"),
         (FILE.replace("return [A]", "return 1 / 0"), r"loopcore_drivers\(\) raised ZeroDivisionError"),
         (FILE.replace("async def send", "async def sned"), "the driver A does not implement send"),
     ],

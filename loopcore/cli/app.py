@@ -18,16 +18,17 @@ from typer.main import get_command
 
 from loopcore import __version__
 from loopcore.cli.text import visible
-from loopcore.errors import ConfigError, LoopcoreError, PluginError
+from loopcore.errors import ConfigError, LoopcoreError, PluginError, first
 
 COMMANDS = {
     "demo": "See it work: real pictures, a small model made on the spot, and a report.",
     "detect": "Run a model once over files, folders and clips.",
     "run": "Run the node that a TOML file configures.",
     "check": "Say what is wrong with a TOML file, without starting anything.",
+    "outbox": "Look at the queue of samples, mend it, and carry samples by hand.",
     "plugins": "List what is installed: drivers, hooks and commands.",
 }
-"""The core's own commands: each is the function of that name, in the module of that name in this folder."""
+"""The core's own commands: each is the function or app of that name, in the module of that name in this folder."""
 
 
 class _Command(TyperCommand):
@@ -123,7 +124,8 @@ def _guarded(args: Sequence[str] | None) -> int:
         _report(exc, str(exc))
         return 2 if isinstance(exc, ConfigError) else 1
     except Exception as exc:  # noqa: BLE001 - the top of the CLI: a person gets a sentence, and the rest if they ask
-        _report(exc, f"unexpected {type(exc).__name__}: {exc}; `loopcore --debug` in front shows where")
+        error = first(exc)
+        _report(exc, f"unexpected {type(error).__name__}: {error}; `loopcore --debug` in front shows where")
         return 1
     return 0
 
@@ -136,6 +138,8 @@ def _report(exc: Exception, sentence: str) -> None:
 
 def _own(name: str) -> Any:
     function = getattr(import_module(f"loopcore.cli.{name}"), name)
+    if isinstance(function, typer.Typer):
+        return get_command(function)
     alone = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     alone.command(name)(function)
     return get_command(alone)

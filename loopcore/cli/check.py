@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from loopcore.cli.console import Console
 from loopcore.config import Config, load
 from loopcore.errors import ConfigError, LoopcoreError, PluginError
-from loopcore.plan import Plan, resolve
-from loopcore.registry import Registry
+from loopcore.package import open_model
+from loopcore.plan import Part, Plan, resolve
+from loopcore.registry import Registry, nearest
 from loopcore.types import Model, Problem
-
-if TYPE_CHECKING:
-    from loopcore.abc import Driver
 
 LIMIT_S = 30.0
 """How long a peer may take to answer."""
@@ -34,8 +31,8 @@ def check(
         config = load(file)
         plan = resolve(config, Registry())
         plan.hooks.mounts(_NoService())
-        model = plan.open_model(Path(scratch) / "model")
-        for warning in config.warnings:
+        model = plan.open_model(lambda path: open_model(path, Path(scratch) / "model"))
+        for warning in (*config.warnings, *doubts(config)):
             console.warn(warning)
         problems = _ask_all(plan, model) if online else []
     for part, problem in problems:
@@ -43,6 +40,17 @@ def check(
     if any(problem.fatal for _, problem in problems):
         raise typer.Exit(1)
     console.print(f"{file} is good: {', '.join(_summary(config, model))}.")
+
+
+def doubts(config: Config) -> Sequence[str]:
+    """What is allowed, since a plugin may give reasons of its own, and yet is most likely a slip of the finger."""
+    names = [selector.name for selector in config.selectors]
+    return [
+        str(config.error(f"sinks[{index}].when.reasons", f"no selector is named {reason!r}; did you mean {near!r}?"))
+        for index, sink in enumerate(config.sinks)
+        for reason in (sink.when.reasons if sink.when else None) or ()
+        if reason not in names and (near := nearest(reason, names))
+    ]
 
 
 class _NoService:
@@ -75,37 +83,25 @@ def _ask_all(plan: Plan, model: Model | None) -> Sequence[tuple[str, Problem]]:
 
 async def _answers(plan: Plan, model: Model | None) -> list[tuple[str, Problem]]:
     singles = [part for part in (plan.trainer, plan.annotator) if part]
-    parts: list[tuple[str, Driver]] = [
-        (f"{part.table.key} {part.table.name!r}", part.driver)
-        for part in (*plan.platforms, *plan.sources, *plan.selectors, *plan.sinks, *singles)
-    ]
+    parts: list[Part[Any, Any]] = [*plan.platforms, *plan.sources, *plan.selectors, *plan.sinks, *singles]
     if plan.backend and model:
-        parts.append((f"backend {plan.backend.table.name!r}", plan.backend.type(plan.backend.options, model)))
-    return [(name, problem) for name, driver in parts for problem in await _answer(driver)]
+        parts.append(plan.backend.part(model))
+    return [
+        (f"{part.table.key} {part.table.name!r}", problem) for part in parts for problem in await _answer(plan, part)
+    ]
 
 
-async def _answer(driver: Driver) -> Sequence[Problem]:
+async def _answer(plan: Plan, part: Part[Any, Any]) -> Sequence[Problem]:
     import anyio
 
     try:
-        with anyio.fail_after(LIMIT_S):
-            async with _entered(driver):
-                return await driver.check()
+        with anyio.fail_after(LIMIT_S), plan.starting(part):
+            async with part.driver as driver:
+                problems: Sequence[Problem] = await driver.check()
+                return problems
     except ConfigError:
         raise
     except LoopcoreError as exc:
         return [Problem(message=str(exc))]
     except TimeoutError:
         return [Problem(message=f"no answer within {LIMIT_S:.0f} s")]
-
-
-@asynccontextmanager
-async def _entered(driver: Driver) -> AsyncIterator[None]:
-    """The driver guard: what a driver raises of its own accord is the plugin's fault, not the program's."""
-    try:
-        async with driver:
-            yield
-    except (LoopcoreError, TimeoutError):
-        raise
-    except Exception as exc:
-        raise PluginError(f"the driver failed: {type(exc).__name__}: {exc}") from exc

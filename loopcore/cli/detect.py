@@ -13,11 +13,11 @@ import msgspec
 import typer
 from anyio.to_thread import run_sync
 
-from loopcore import options
+from loopcore import config
 from loopcore.abc import Backend
 from loopcore.cli.frames import CLIPS, Input, Looked, Looker, find, in_order, is_file, read
 from loopcore.cli.tally import Tally, progress_bar
-from loopcore.errors import ConfigError, ModelError
+from loopcore.errors import ConfigError, ModelError, first
 from loopcore.files import write_atomic
 from loopcore.package import open_model, read_labels
 from loopcore.registry import Registry
@@ -67,7 +67,7 @@ def detect(
             try:
                 anyio.run(partial(_detect, backend, paths, every, pictures, tally), backend="asyncio")
             except BaseExceptionGroup as failures:
-                raise _first(failures) from failures
+                raise first(failures) from failures
     if not json:
         tally.print_tables()
     if tally.failed:
@@ -96,11 +96,19 @@ def _backend(model: Model, wishes: dict[str, Any]) -> Backend:
     for name in sorted(registry.names("backend"), key=lambda name: not wanted.startswith(name)):
         kind = registry.driver("backend", name)
         if issubclass(kind, Backend) and wanted in kind.formats:
-            try:
-                return kind(options.decode(wishes, kind.Options), model)
-            except msgspec.ValidationError as exc:
-                raise ConfigError(f"the backend {name!r} cannot be told that: {exc}") from exc
+            return kind(_options(name, kind, wishes), model)
     raise ModelError(f"no installed backend runs the format {wanted!r} of {model.info.name}")
+
+
+def _options(name: str, kind: type[Backend], wishes: dict[str, Any]) -> Any:
+    """The backend's options, checked as those of a TOML are, so that a mistake is told in the same words."""
+    loaded = config.parse({"node": {"data_dir": "."}, "backend": {"driver": name, **wishes}})
+    assert loaded.backend is not None
+    try:
+        return loaded.decode(loaded.backend, kind.Options)
+    except ConfigError as exc:
+        option = (exc.key or "").removeprefix("backend.")
+        raise ConfigError(f"--{option}: {exc.message}") from exc
 
 
 def _relabelled(model: Model, labels: str) -> Model:
@@ -149,11 +157,3 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         raise ConfigError(f"--draw: cannot make the folder {folder}: {exc.strerror or exc}") from exc
-
-
-def _first(failures: BaseException) -> BaseException:
-    """What went wrong first; tasks report in groups."""
-    first = failures
-    while isinstance(first, BaseExceptionGroup):
-        first = first.exceptions[0]
-    return first

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from loopcore.cli.console import Console
 from loopcore.cli.frames import Looked
-from loopcore.cli.text import visible
+from loopcore.cli.text import visible, visible_json
 from loopcore.types import Detection
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class Tally:
                 detections=prediction.detections,
                 infer_ms=prediction.infer_ms,
             )
-            print(msgspec.json.encode(line).decode(), flush=True)
+            print(visible_json(msgspec.json.encode(line).decode()), flush=True)
 
     def print_tables(self) -> None:
         """What was found in each file, if they are not too many, and of each label."""
@@ -111,11 +111,17 @@ class Tally:
         frames = sum(file.frames for file in self._files.values())
         speed = f", {median(self._times):.1f} ms a frame in the model" if self._times else ""
         failed = f", {self.failed} failed" if self.failed else ""
-        console.print(f"{frames} frames of {len(self._files)} files, {total.total()} found{speed}{failed}")
+        seen = f"{_count(frames, 'frame')} of {_count(len(self._files), 'file')}"
+        console.print(f"{seen}, {total.total()} found{speed}{failed}")
 
 
 def _words(labels: Counter[str]) -> str:
-    return ", ".join(f"{count} {label}" for label, count in labels.most_common()) or "nothing"
+    """Such as `2x person, 1x dog`; without the x, labels that are numbers could not be told from how many there are."""
+    return ", ".join(f"{count}x {label}" for label, count in labels.most_common()) or "nothing"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 @contextmanager

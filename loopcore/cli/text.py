@@ -16,3 +16,8 @@ def visible(text: str, *, lines: bool = False) -> str:
     """The text with control characters as escapes; with `lines`, line ends and tabs stay."""
     pattern = _UNSAFE_BUT_LINES if lines else _UNSAFE
     return pattern.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), text)
+
+
+def visible_json(text: str) -> str:
+    """The same JSON, on one line, with control characters as the escapes of JSON."""
+    return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)

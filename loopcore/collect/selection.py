@@ -72,13 +72,15 @@ class Selection:
             return reasons
 
     def status(self) -> dict[str, Any]:
-        """Counts since the start: frames considered and wanted, and the same for each selector."""
-        with self._lock:
-            return {
-                "considered": self._considered,
-                "wanted": self._wanted,
-                "selectors": [seat.status() for seat in self._seats],
-            }
+        """Counts since the start: frames considered and wanted, and the same for each selector.
+
+        Without the lock, so that the event loop never waits for a selector.
+        """
+        return {
+            "considered": self._considered,
+            "wanted": self._wanted,
+            "selectors": [seat.status() for seat in self._seats],
+        }
 
 
 class _Seat:
@@ -103,7 +105,7 @@ class _Seat:
         try:
             said = self.selector.consider(info, prediction, frame if self.selector.needs_image else None)
             reasons = self._checked(said)
-        except Exception as exc:  # noqa: BLE001 - the driver's guard: whatever a plugin raises, the node goes on
+        except (Exception, SystemExit) as exc:  # noqa: BLE001 - the driver's guard: whatever it raises, the node goes on
             self._pause(exc)
             return ()
         if not reasons:
@@ -130,7 +132,7 @@ class _Seat:
             raise PluginError(f"consider() must return a sequence of words, not {said!r}", plugin=self._terms.driver)
         return tuple(self._terms.name if reason == self._terms.driver else reason for reason in said)
 
-    def _pause(self, exc: Exception) -> None:
+    def _pause(self, exc: BaseException) -> None:
         self._errors += 1
         self._error = str(exc) if isinstance(exc, PluginError) else f"{type(exc).__name__}: {exc}"
         self._paused_until = self._clock() + _PAUSE_S

@@ -37,6 +37,14 @@ TableT = TypeVar("TableT", bound=Struct)
 
 MAX_BYTES = 1_000_000  # a configuration, not data
 
+_BACKSLASH = "; where a backslash is meant, use single quotes; a path is written with /"
+_HINTS = {
+    "Invalid value": " (a text stands in quotes)",
+    "Invalid hex value": _BACKSLASH,
+    "Unescaped '\\' in a string": _BACKSLASH,
+}
+"""What is most likely behind a sentence of tomllib."""
+
 _SINGLE: dict[str, type[Struct]] = {
     "node": NodeTable,
     "server": ServerTable,
@@ -110,7 +118,8 @@ def _syntax_error(path: Path, text: str, message: str) -> ConfigError:
         return ConfigError(f"[{name}] stands here a second time, expected one such table", file=path, line=line)
     if what == "Cannot overwrite a value":
         what = "this key stands here a second time"
-    return ConfigError(f"not valid TOML: {what[:1].lower()}{what[1:]}", file=path, line=line)
+    hint = _HINTS.get(what, "")
+    return ConfigError(f"not valid TOML: {what[:1].lower()}{what[1:]}{hint}", file=path, line=line)
 
 
 def _build(table: Mapping[str, Any], document: Document) -> Config:

@@ -118,11 +118,14 @@ class Config(Struct, kw_only=True, eq=False):
         for path in literal_secrets(table):
             self._note_literal(f"{key}.{path}")
 
-    def _note_literal(self, key: str) -> None:
-        what = "the secret stands in the file itself, better { env = 'NAME' } or { file = 'path' }"
-        sentence = str(self.error(key, what))
+    def warn(self, key: str, message: str) -> None:
+        """Add to the warnings: what about this key should not stay so."""
+        sentence = str(self.error(key, message))
         if sentence not in self.warnings:
             self.warnings.append(sentence)
+
+    def _note_literal(self, key: str) -> None:
+        self.warn(key, "the secret stands in the file itself, better { env = 'NAME' } or { file = 'path' }")
 
     def _like(self, table: DriverTable) -> PlatformTable | None:
         if not isinstance(table, SinkTable):

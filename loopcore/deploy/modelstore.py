@@ -82,7 +82,8 @@ class ModelStore:
             if model.info.version == version and name in (None, model.info.name):
                 return open_folder(model.path)
         known = ", ".join(f"{model.info.name} {model.info.version}" for model in here) or "none"
-        raise ModelError(f"no model of version {version!r} is in the store (there: {known})")
+        hint = f"; if a path is meant, write './{version}'"
+        raise ModelError(f"no model of version {version!r} is in the store (there: {known}){hint}")
 
     def active(self) -> Model | None:
         """The model that was activated last, checked; `None` if none ever was.
@@ -144,7 +145,7 @@ class ModelStore:
             return None
         try:
             return msgspec.json.decode(read_bounded(self._record_path, 10_000), type=_Record)
-        except (msgspec.MsgspecError, StorageError) as exc:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, StorageError) as exc:
             raise ModelError(f"the record of the active model is damaged: {exc}") from exc
 
     def _folders(self) -> Sequence[Path]:

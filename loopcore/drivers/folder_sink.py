@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC
 from hashlib import sha256
 from pathlib import Path
@@ -23,6 +24,7 @@ from loopcore.options import Options
 from loopcore.types import Delivered, Problem, Receipt, Sample, SampleInfo, joined
 
 _SUFFIXES = {"image/jpeg": ".jpg", "image/png": ".png"}
+_ABANDONED_S = 3600.0
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,62}[A-Za-z0-9_-])?")
 
 
@@ -67,6 +69,7 @@ class FolderSink(Sink):
     def __init__(self, options: FolderSinkOptions, *, disk: Disk = DISK) -> None:
         super().__init__(options)
         self._disk = disk
+        self._swept: set[Path] = set()
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
@@ -96,6 +99,7 @@ class FolderSink(Sink):
         record = image.with_suffix(".json")
         try:
             self._make(folder)
+            self._sweep(folder)
             before = _known(record)
             duplicate = before is not None and image.is_file() and image.stat().st_size == len(sample.image)
             if not duplicate:
@@ -116,6 +120,16 @@ class FolderSink(Sink):
                 self._disk.mkdir(path, 0o777)  # for people, as the umask has it
                 self._disk.sync_folder(path.parent)
 
+    def _sweep(self, folder: Path) -> None:
+        """Remove what a killed process left half written, once for each folder. Younger drafts may be another's."""
+        if folder in self._swept:
+            return
+        self._swept.add(folder)
+        for draft in folder.glob(".*.tmp"):
+            with suppress(FileNotFoundError):
+                if draft.stat().st_mtime < time.time() - _ABANDONED_S:
+                    self._disk.unlink(draft)
+
 
 def _known(record: Path) -> SampleInfo | None:
     """What an earlier delivery wrote; a damaged file counts as none, and is written anew."""
@@ -123,7 +137,7 @@ def _known(record: Path) -> SampleInfo | None:
         return None
     try:
         return msgspec.json.decode(record.read_bytes(), type=Stored).sample
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 

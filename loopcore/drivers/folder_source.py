@@ -17,7 +17,7 @@ from loopcore.abc import Service, Source
 from loopcore.drivers.folder_watch import FolderWatch, Found, Look, unchanged
 from loopcore.drivers.ledger import Ledger
 from loopcore.drivers.patience import predict_patiently
-from loopcore.errors import BackendError, ConfigError, FrameError, StorageError
+from loopcore.errors import BackendError, ConfigError, FrameError, PluginError, StorageError
 from loopcore.files import DISK, read_bounded
 from loopcore.options import Duration, Options, Size
 from loopcore.types import Encoded
@@ -165,7 +165,7 @@ class FolderSource(Source):
                 tags=self.options.tags,
                 source=str(found.path),
             )
-        except (FrameError, BackendError, StorageError) as exc:
+        except (FrameError, BackendError, PluginError, StorageError) as exc:
             self.bad += 1
             self._ledger.skip(found.mark)
             _log.warning("A picture was left out: %s path=%s", exc, found.path)

@@ -28,7 +28,7 @@ from loopcore.options import Duration, Options, Secret
 from loopcore.types import Delivered, Problem, Receipt, Refused, Sample
 
 _ANSWERS_OF_A_POST_ONLY_URL = frozenset({400, 405, 411, 415, 422, 501})
-_MAX_WHY = 1000
+_MAX_SAID = 1000
 
 
 class HttpSinkOptions(Options, frozen=True, kw_only=True):
@@ -112,10 +112,10 @@ def _receipt(response: httpx.Response) -> Receipt:
     said = _object(response.content)
     if response.is_success and (said.get("accepted") is False or said.get("success") is False):
         reasons = (said[key] for key in ("why", "error", "message", "detail") if said.get(key))
-        return Refused(why=str(next(reasons, "the receiver gives no reason"))[:_MAX_WHY])
+        return Refused(why=str(next(reasons, "the receiver gives no reason"))[:_MAX_SAID])
     remote_id = said.get("id")
     return Delivered(
-        remote_id=str(remote_id) if isinstance(remote_id, (str, int)) else None,
+        remote_id=str(remote_id)[:_MAX_SAID] if isinstance(remote_id, (str, int)) else None,
         duplicate=response.status_code == 409 or said.get("duplicate") is True,
     )
 
@@ -123,6 +123,6 @@ def _receipt(response: httpx.Response) -> Receipt:
 def _object(body: bytes) -> Mapping[str, Any]:
     try:
         said = msgspec.json.decode(body)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return {}
     return said if isinstance(said, dict) else {}

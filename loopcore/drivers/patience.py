@@ -34,6 +34,7 @@ async def predict_patiently(
     Raises:
         FrameError: The picture is bad.
         BackendError: The model failed on this frame.
+        PluginError: The backend broke its contract on this frame.
     """
     patience_s = _FIRST_S
     while True:

@@ -17,7 +17,7 @@ from msgspec import Meta, Struct
 
 from loopcore.abc import Service, Source
 from loopcore.drivers.patience import predict_patiently
-from loopcore.errors import BackendError, ConfigError, FrameError
+from loopcore.errors import BackendError, ConfigError, FrameError, PluginError
 from loopcore.options import Duration, Options
 from loopcore.types import RGB, Pixels
 
@@ -170,7 +170,7 @@ class VideoSource(Source):
                 source=f"{path}#{frame.index}",
             )
             self.handed += 1
-        except (FrameError, BackendError) as exc:
+        except (FrameError, BackendError, PluginError) as exc:
             self._count_bad(path, exc)
 
     def _count_bad(self, path: Path, exc: Exception) -> None:

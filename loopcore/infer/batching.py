@@ -72,7 +72,7 @@ class Batcher(Generic[ContextT, RequestT, ResultT]):
         return self._leading
 
     def set_capacity(self, *, max_batch: int, overlap: int) -> None:
-        """How many requests a batch may hold, and how many batches may run at a time; from the next batch on."""
+        """How many requests a batch may hold, and how many batches may run at a time; as of the next batch."""
         self._max_batch = max_batch
         self._overlap = overlap
         self._promote()
@@ -90,6 +90,10 @@ class Batcher(Generic[ContextT, RequestT, ResultT]):
         if self._leading < self._overlap and not self._waiting:
             self._leading += 1
         else:
+            if len(self._waiting) >= self._max_waiting:
+                self.refused += 1
+                raise BusyError(f"{len(self._waiting)} frames are waiting already; send fewer, or later")
+            self._waiting.append(mine)
             await self._wait(mine)
             if not mine.leads:
                 return _unwrap(mine)
@@ -97,10 +101,15 @@ class Batcher(Generic[ContextT, RequestT, ResultT]):
         return _unwrap(mine)
 
     async def _wait(self, mine: _Waiting[RequestT, ResultT]) -> None:
-        if len(self._waiting) >= self._max_waiting:
-            self.refused += 1
-            raise BusyError(f"{len(self._waiting)} frames are waiting already; send fewer, or later")
-        self._waiting.append(mine)
+        await self._woken(mine)
+        while mine.leads and self._leading > self._overlap:  # the overlap has shrunk: back to the head of the line
+            self._leading -= 1
+            mine.leads = False
+            mine.woken = Event()
+            self._waiting.appendleft(mine)
+            await self._woken(mine)
+
+    async def _woken(self, mine: _Waiting[RequestT, ResultT]) -> None:
         try:
             await mine.woken.wait()
         except get_cancelled_exc_class():
@@ -115,18 +124,19 @@ class Batcher(Generic[ContextT, RequestT, ResultT]):
         while self._waiting and len(batch) < self._max_batch:
             batch.append(self._waiting.popleft())
         requests = [one.request for one in batch]
-        outcomes: Sequence[ResultT | Exception]
+        pairs: Sequence[tuple[_Waiting[RequestT, ResultT], ResultT | Exception]]
         try:
             with self._borrow() as context:
                 outcomes = await self._threads.run(self._work, context, requests)
+            pairs = list(zip(batch, outcomes, strict=True))
         except get_cancelled_exc_class():
             self._waiting.extendleft(reversed(batch[1:]))  # cancelled before the thread began
             raise
         except Exception as exc:  # noqa: BLE001 - not handled here: every caller of the batch gets it
-            outcomes = [exc] * len(batch)
+            pairs = [(one, exc) for one in batch]
         finally:
             self._step_down()
-        for one, outcome in zip(batch, outcomes, strict=True):
+        for one, outcome in pairs:
             one.outcome = outcome
             one.woken.set()
 

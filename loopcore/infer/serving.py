@@ -64,6 +64,7 @@ class Serving:
 
     Args:
         make: Constructs the backend for a model.
+        swapped: Called at each swap, in the same step of the event loop, so that no call comes between the two.
         activated: Called after each swap, before the old backend closes.
         threads: Where a model is warmed up: those that run it later, so that its buffers are made once.
     """
@@ -71,16 +72,17 @@ class Serving:
     def __init__(
         self,
         make: Callable[[Model], Backend],
+        swapped: Callable[[Backend], None],
         activated: Callable[[Backend, Model | None], Awaitable[None]],
         threads: Threads,
     ) -> None:
         self._threads = threads
         self._make = make
+        self._swapped = swapped
         self._activated = activated
         self._current: _Served | None = None
         self._lock = Lock()
         self._tasks: TaskGroup | None = None
-        self.swaps = 0
 
     @property
     def model(self) -> Model | None:
@@ -118,7 +120,6 @@ class Serving:
         async with self._lock:
             previous = self._current
             await self._tasks.start(self._serve, model, name=f"serve {model.info.name} {model.info.version}")
-            self.swaps += 1
             try:
                 if self._current:
                     await self._activated(self._current.backend, previous.model if previous else None)
@@ -131,6 +132,7 @@ class Serving:
         try:
             async with self._make(model) as backend:
                 await self._threads.run(_warm_up, backend)
+                self._swapped(backend)
                 served = self._current = _Served(backend, model)
                 task_status.started()
                 await self._until_retired(served)

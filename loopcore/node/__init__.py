@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections.abc import Callable
 from functools import partial
@@ -13,9 +14,10 @@ import anyio
 from anyio import CancelScope, create_task_group, open_signal_receiver
 
 from loopcore.config import Config
-from loopcore.errors import LoopcoreError
+from loopcore.errors import LoopcoreError, first
 from loopcore.node.control import ask
 from loopcore.node.node import Node
+from loopcore.node.offline import Use, reach
 from loopcore.plan import resolve
 from loopcore.registry import Registry
 
@@ -24,7 +26,9 @@ if TYPE_CHECKING:
 
     from loopcore.abc import Control
 
-__all__ = ["Node", "control", "run", "run_config"]
+_log = logging.getLogger(__name__)
+
+__all__ = ["Node", "Use", "control", "reach", "run", "run_config"]
 
 
 async def run(
@@ -50,16 +54,19 @@ async def run(
     """
     node = Node(resolve(config, registry or Registry()))
     caught: list[int] = []
+    stop = CancelScope()
     try:
         async with create_task_group() as group:
-            await group.start(_stop_on_signal, caught, group.cancel_scope)
-            async with create_task_group() as running:
-                url = await running.start(partial(node.run, until_done=until_done), name="node")
-                if up:
-                    up(url)
+            await group.start(_stop_on_signal, caught, stop)
+            with stop:
+                async with create_task_group() as running:
+                    url = await running.start(partial(node.run, until_done=until_done), name="node")
+                    if up:
+                        up(url)
             group.cancel_scope.cancel()
     except* LoopcoreError as failures:
-        raise _first(failures) from None
+        failure = first(failures)
+        raise failure from failure.__cause__
     return caught[0] if caught else None
 
 
@@ -85,19 +92,13 @@ class _Control:
         return await ask(self._data_dir, operation, parameters)
 
 
-async def _stop_on_signal(caught: list[int], scope: CancelScope, *, task_status: TaskStatus[None]) -> None:
+async def _stop_on_signal(caught: list[int], stop: CancelScope, *, task_status: TaskStatus[None]) -> None:
+    """The first signal ends the node in good order, the second only says so, and the third is Python's own affair."""
     with open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         task_status.started()
         async for number in signals:
             caught.append(number)
-            scope.cancel()
-            return
-
-
-def _first(failures: BaseExceptionGroup[LoopcoreError]) -> LoopcoreError:
-    """The error to tell of; the others of the group came with it."""
-    first: BaseException = failures
-    while isinstance(first, BaseExceptionGroup):
-        first = first.exceptions[0]
-    assert isinstance(first, LoopcoreError)
-    return first
+            stop.cancel()
+            if len(caught) > 1:
+                _log.warning("The node is ending; once more, and it ends at once, in disorder")
+                return

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from loopcore.abc import Service, Source
-from loopcore.errors import LoopcoreError
+from loopcore.errors import LoopcoreError, first
 
 if TYPE_CHECKING:
     from anyio.abc import TaskStatus
@@ -17,6 +17,9 @@ _log = logging.getLogger(__name__)
 
 PAUSES_S = (1.0, 5.0, 30.0, 60.0)
 """How long a source that has failed is left alone: the first time, the second …"""
+
+STEADY_S = 300.0
+"""A source that has run for so long before it fails counts as failing for the first time."""
 
 
 class Feed:
@@ -33,16 +36,18 @@ class Feed:
         self._source = source
         self._state = "waiting"
         self._failures = 0
+        self._row = 0
         self._last_error: str | None = None
 
     async def run(self, service: Service, *, task_status: TaskStatus[None]) -> None:
         """Run the source until its input ends.
 
         Raises:
-            Exception: What the source raised before it had begun for the first time.
+            Exception: What the source raised before it had begun for the first time; it has not been entered again.
         """
         begun = _Begun(task_status)
         while True:
+            entered = anyio.current_time()
             try:
                 self._state = "running"
                 async with self._source as source:
@@ -52,8 +57,9 @@ class Feed:
                 # The driver guard: whatever a source raises once it has begun pauses it, and the node goes on.
                 if not begun.happened:
                     raise
-                self._note(exc)
-            await anyio.sleep(PAUSES_S[min(self._failures, len(PAUSES_S)) - 1])
+                self._row = self._row + 1 if anyio.current_time() - entered < STEADY_S else 1
+                self._note(first(exc))
+            await anyio.sleep(PAUSES_S[min(self._row, len(PAUSES_S)) - 1])
         begun.started()
         self._state = "ended"
         self.ended.set()
@@ -68,7 +74,9 @@ class Feed:
         self._state = "failed"
         self._last_error = str(exc) or type(exc).__name__
         foreseen = isinstance(exc, LoopcoreError)
-        _log.error(
+        level = logging.DEBUG if self._row > 1 else logging.WARNING if foreseen else logging.ERROR
+        _log.log(
+            level,
             "A source failed and will be started again name=%s failures=%d error=%s",
             self.name,
             self._failures,

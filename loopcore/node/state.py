@@ -21,12 +21,14 @@ class State(Struct, frozen=True, kw_only=True):
         version: Of this file's layout.
         model: What was chosen to serve: `follow`, `pause`, a version or a path; `None`: what the TOML says.
         configured_model: What the TOML said when that was chosen; where it says otherwise now, the TOML wins.
+        rests_on_path: `follow` or `pause` was chosen while the model at the TOML's path served, which the store lacks.
         sending: Whether samples are sent to sinks.
     """
 
     version: Literal[1] = 1
     model: str | None = None
     configured_model: str | None = None
+    rests_on_path: bool = False
     sending: bool = True
 
     def model_choice(self, configured: str) -> str:
@@ -45,7 +47,7 @@ def load_state(data_dir: Path) -> State:
         return State()
     try:
         return msgspec.json.decode(read_bounded(path, STATE_BYTES), type=State)
-    except msgspec.DecodeError as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise StorageError(f"{path} is damaged: {exc}; move it away to start with the TOML's settings") from exc
 
 
@@ -54,5 +56,8 @@ def save_state(data_dir: Path, state: State) -> None:
 
     Raises:
         StorageError: The disk refused; the old state stands.
+        ValidationError: Something in it is not what it should be, likewise; a node could not start with it again.
     """
-    write_atomic(data_dir / "state.json", msgspec.json.format(msgspec.json.encode(state)))
+    written = msgspec.json.encode(state)
+    msgspec.json.decode(written, type=State)
+    write_atomic(data_dir / "state.json", msgspec.json.format(written))

@@ -21,6 +21,8 @@ from loopcore.config import ServerTable
 OPEN_PATHS = frozenset({"/health", "/ready"})
 """What a supervisor asks without a token: one word each, no data."""
 
+_MAX_DIGITS = 18  # of a length; int() has a limit of its own, with an error
+
 
 class Guard:
     """An ASGI application in front of another, which lets through what may pass."""
@@ -29,8 +31,8 @@ class Guard:
         self._app = app
         self._max_body = table.max_body
         self._token = table.token.reveal().encode() if table.token else None
-        names = {"localhost", table.host, socket.gethostname(), *table.allowed_hosts}
-        self._names = frozenset(name.lower() for name in names)
+        self._pages = frozenset(name.lower() for name in table.allowed_hosts)
+        self._names = self._pages | {"localhost", table.host.lower(), socket.gethostname().lower()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -48,13 +50,16 @@ class Guard:
             await JSONResponse({"error": "Refused", "message": sentence}, status, headers)(scope, receive, send)
 
     def _refusal(self, scope: Scope, headers: Headers) -> tuple[int, str] | None:
-        host = _host_name(headers.get("host", ""))
-        if not self._knows(host):
+        hosts = headers.getlist("host")
+        if len(hosts) > 1:
+            return 400, "a request has one Host header"
+        host = hosts[0] if hosts else ""
+        if not self._knows(_host_name(host)):
             return 403, "this node is not known by that name; add it to [server] allowed_hosts"
-        origin = headers.get("origin")
-        if origin is not None and not self._is_own(origin, headers["host"]):
+        if not all(self._is_own(origin, host) for origin in headers.getlist("origin")):
             return 403, "pages from elsewhere may not call this node"
-        if int(headers.get("content-length", "0")) > self._max_body:
+        length = headers.get("content-length", "0")
+        if len(length) > _MAX_DIGITS or int(length) > self._max_body:
             return 413, f"the body is larger than {self._max_body} bytes, the limit of [server] max_body"
         if self._token and scope["path"] not in OPEN_PATHS and not self._has_token(headers):
             return 401, "send the node's token as 'Authorization: Bearer …'"
@@ -68,7 +73,7 @@ class Guard:
             parts = urlsplit(origin)
         except ValueError:
             return False
-        return parts.netloc.lower() == host.lower() or (parts.hostname or "") in self._names - {"localhost"}
+        return parts.netloc.lower() == host.lower() or parts.hostname in self._pages
 
     def _has_token(self, headers: Mapping[str, str]) -> bool:
         scheme, _, token = headers.get("authorization", "").partition(" ")

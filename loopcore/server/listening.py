@@ -8,17 +8,22 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import uvicorn
-from anyio import CancelScope, create_task_group, sleep_forever
+from anyio import CancelScope, create_task_group, sleep, sleep_forever
 from msgspec import Struct
 
 from loopcore.errors import ConfigError
+from loopcore.server.patience import PatientProtocol
+from loopcore.server.requests import Requests
 
 if TYPE_CHECKING:
     from anyio.abc import TaskStatus
     from starlette.types import ASGIApp
 
-GRACE_S = 1
-"""How long running requests may take to end when the node stops."""
+GRACE_S = 1.0
+"""How long running requests may take to end by themselves when the node stops; then they are cancelled."""
+
+HARD_S = 60
+"""How long after that uvicorn waits for a request that heeds no cancellation, before it gives up on it."""
 
 MESSAGE_BYTES = 64 * 1024 * 1024
 """The largest websocket message: a 4K picture as an array is 25 MB, and uvicorn's own limit is 16 MiB."""
@@ -31,17 +36,20 @@ class Listener(Struct, frozen=True):
     url: str
 
     async def serve(self, app: ASGIApp, *, task_status: TaskStatus[None]) -> None:
-        """Serve until cancelled; running requests may then end within their grace."""
+        """Serve until cancelled; running requests may then end within their grace. None is left when this returns."""
+        requests = Requests(app)
         config = uvicorn.Config(
-            app,
+            requests,
             lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,
+            http=PatientProtocol,
             ws_max_size=MESSAGE_BYTES,
-            timeout_graceful_shutdown=GRACE_S,
+            timeout_graceful_shutdown=HARD_S,
         )
-        server = _Server(config, task_status.started)
+        server = _Server(config, requests, task_status.started)
         async with create_task_group() as group:
             group.start_soon(server.stop_when_cancelled)
             with CancelScope(shield=True):
@@ -50,8 +58,9 @@ class Listener(Struct, frozen=True):
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, up: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, requests: Requests, up: Callable[[], None]) -> None:
         super().__init__(config)
+        self._requests = requests
         self._up = up
 
     @contextmanager
@@ -62,6 +71,18 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._up()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        async with create_task_group() as group:
+            group.start_soon(self._end_requests)
+            await super().shutdown(sockets)
+            group.cancel_scope.cancel()
+
+    async def _end_requests(self) -> None:
+        await sleep(GRACE_S)
+        await self._requests.end()
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()  # what is still open waits for a client that does not read
 
     async def stop_when_cancelled(self) -> None:
         try:

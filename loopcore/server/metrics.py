@@ -13,7 +13,7 @@ def prometheus(status: Mapping[str, Any]) -> str:
     lines: list[str] = []
     for name, kind, text, samples in _families(status):
         lines += [f"# HELP loopcore_{name} {text}", f"# TYPE loopcore_{name} {kind}"]
-        lines += [f"loopcore_{name}{_labels(labels)} {value:g}" for labels, value in samples]
+        lines += [f"loopcore_{name}{_labels(labels)} {value:.15g}" for labels, value in samples]
     return "\n".join(lines) + "\n"
 
 
@@ -30,8 +30,11 @@ def _families(status: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Sequen
     failed = [({"error": error}, count) for error, count in sorted(pipeline["failed"].items())]
     yield "frames_failed_total", "counter", "Frames without an answer, by error.", failed
     yield "frames_waiting", "gauge", "Frames that wait for the model.", [({}, pipeline["waiting"])]
+    yield "outbox_failing", "gauge", "Whether its disk fails.", [({}, float("error" in outbox))]
+    if "error" in outbox:
+        return
     yield "outbox_samples", "gauge", "Samples in the outbox.", [({}, outbox["count"])]
-    yield "outbox_bytes", "gauge", "What they take on the disk.", [({}, outbox["bytes"])]
+    yield "outbox_bytes", "gauge", "The images and records of these.", [({}, outbox["bytes"])]
     dropped = [({"rule": rule}, count) for rule, count in sorted(outbox["drops"].items())]
     yield "outbox_dropped_total", "counter", "Samples given up, by the operator's rule.", dropped
     for key, kind, text in (

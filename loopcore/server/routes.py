@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -48,9 +48,18 @@ class _Wish(Struct, frozen=True, forbid_unknown_fields=True):
     keep: Keep = Keep.SELECTED
 
 
-def application(service: Service, table: ServerTable, mounts: Sequence[Mount] = ()) -> ASGIApp:
-    """The node's ASGI application: the core's paths, and the mounts as `Hooks.mounts` has checked them."""
-    api = _Api(service)
+def application(
+    service: Service, table: ServerTable, mounts: Sequence[Mount] = (), *, is_ready: Callable[[], bool]
+) -> ASGIApp:
+    """The node's ASGI application: the core's paths, and the mounts as `Hooks.mounts` has checked them.
+
+    Args:
+        service: The node.
+        table: `[server]`.
+        mounts: What plugins serve.
+        is_ready: Asked for each `/ready`, which load balancers send often and with little patience: quick.
+    """
+    api = _Api(service, is_ready)
     core = Starlette(
         routes=[
             Route("/predict", api.predict, methods=["POST"]),
@@ -84,8 +93,9 @@ class _Dispatch:
 
 
 class _Api:
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, is_ready: Callable[[], bool]) -> None:
         self._service = service
+        self._is_ready = is_ready
 
     async def predict(self, request: Request) -> Response:
         """An image as the raw body, or as the part `image` of a form; parameters as query or as fields."""
@@ -132,8 +142,7 @@ class _Api:
 
     async def ready(self, _: Request) -> Response:
         """A model serves, or this node needs none."""
-        status = await self._service.status()
-        if status["ready"]:
+        if self._is_ready():
             return _answer({"ready": True})
         return _answer({"ready": False}, 503, {"Retry-After": "1"})
 

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from msgspec import Struct
 
-from loopcore.testing.servers import LoseAnswer, Reply, Reset, Step
+from loopcore.testing.servers import LoseAnswer, Reply, Reset, Stall, Step
 
 
 class Outcome(StrEnum):
@@ -19,6 +19,36 @@ class Outcome(StrEnum):
     """`RetryableError`: the sample stays, and comes again."""
     AUTH = "auth"
     """`AuthError`: the sink stops."""
+
+
+class Fate(StrEnum):
+    """What delivery makes of that, in the end."""
+
+    ARRIVES = "arrives"
+    """Each sample is with the peer, once."""
+    REJECTED = "rejected"
+    """It lies in `rejected/` with the peer's answer."""
+    WAITS = "waits"
+    """It stays in the outbox and is tried again and again, after all others."""
+    PAUSED = "paused"
+    """All stay in the outbox, and nothing is sent until a person has looked."""
+
+
+OF_ONE = {
+    Outcome.DELIVERED: Fate.ARRIVES,
+    Outcome.REFUSED: Fate.REJECTED,
+    Outcome.RETRY: Fate.WAITS,
+    Outcome.AUTH: Fate.PAUSED,
+}
+"""What becomes of one sample to which this always happens, while its neighbours get through."""
+
+OF_ALL = {
+    Outcome.DELIVERED: Fate.ARRIVES,
+    Outcome.REFUSED: Fate.PAUSED,  # after ten in a row it is the sink that is in doubt, not the samples
+    Outcome.RETRY: Fate.WAITS,
+    Outcome.AUTH: Fate.PAUSED,
+}
+"""What becomes of all when it happens to all: none of them is ever rejected."""
 
 
 class Fault(Struct, frozen=True, kw_only=True):
@@ -52,10 +82,13 @@ FAULTS: tuple[Fault, ...] = (
     _status(401, Outcome.AUTH),
     _status(403, Outcome.AUTH, Outcome.RETRY),
     _status(404, Outcome.RETRY),  # a wrong URL must not empty the outbox
+    _status(405, Outcome.RETRY),
     _status(408, Outcome.RETRY),
     _status(409, Outcome.DELIVERED),  # an idempotent receiver has had it before
     _status(413, Outcome.REFUSED),
+    _status(421, Outcome.RETRY),
     _status(422, Outcome.REFUSED),
+    _status(425, Outcome.RETRY),
     _status(429, Outcome.RETRY, retry_after_s=7),
     _status(500, Outcome.RETRY),
     _status(503, Outcome.RETRY),
@@ -64,7 +97,10 @@ FAULTS: tuple[Fault, ...] = (
     Fault(name="answer lost", step=LoseAnswer(), outcomes=frozenset({Outcome.RETRY})),
     Fault(name="answer cut", step=LoseAnswer(sent=12), outcomes=frozenset({Outcome.RETRY})),
 )
-"""The faults that concern every peer that speaks HTTP. A stall and a closed port need more than one step."""
+"""The faults that concern every peer that speaks HTTP. A closed port needs more than a step."""
+
+STALL = Fault(name="stall", step=Stall(), outcomes=frozenset({Outcome.RETRY}))
+"""No answer, ever: the sink's own limit ends it, or the one that `Sink.timeout_s` gives it."""
 
 PORTAL = Reply(headers={"content-type": "text/html"}, body=b"<!doctype html><title>Welcome</title><p>Please log in.")
 """200 from a network that wants a login first: nothing has arrived."""

@@ -77,13 +77,19 @@ class Reset(Struct, frozen=True, kw_only=True):
     received: int = 1
 
 
+class Late(Struct, frozen=True, kw_only=True):
+    """Step: the application acts at once, and its answer goes out `seconds` later."""
+
+    seconds: float
+
+
 class Stall(Struct, frozen=True, kw_only=True, eq=False):
     """Step: nothing happens until the event is set, or ever, if there is none; then the application answers."""
 
     until: anyio.Event | None = None
 
 
-Step: TypeAlias = Reply | Serve | LoseAnswer | Reset | Stall
+Step: TypeAlias = Reply | Serve | LoseAnswer | Reset | Late | Stall
 """What is done with one request."""
 
 Application: TypeAlias = Callable[[Request], Reply]
@@ -109,6 +115,7 @@ class LoopbackServer(AsyncContextManagerMixin):
         self._application = application
         self._tls = tls
         self._steps: deque[Step] = deque()
+        self._treatment: Callable[[Request], Step] = _serve
         self._port = 0
         self.seen = 0
         self._changed = anyio.Event()
@@ -133,6 +140,13 @@ class LoopbackServer(AsyncContextManagerMixin):
         """Wait until `seen` is at least this."""
         while self.seen < count:
             await self._changed.wait()
+
+    def treat(self, treatment: Callable[[Request], Step] | None) -> None:
+        """Say what is done with each request that no step of a script waits for, by what is in it.
+
+        It is asked when the body has come; a `Reset` comes after that. `None`: the application answers again.
+        """
+        self._treatment = treatment or _serve
 
     @asynccontextmanager
     async def down(self) -> AsyncGenerator[None]:
@@ -166,7 +180,7 @@ class LoopbackServer(AsyncContextManagerMixin):
     async def _exchange(self, stream: ByteStream, reader: BufferedByteReceiveStream) -> bool:
         head = await reader.receive_until(b"\r\n\r\n", _MAX_HEAD_BYTES)
         request = _parse_head(head)
-        step = self._steps.popleft() if self._steps else Serve()
+        step = self._steps.popleft() if self._steps else None
         self.seen += 1
         self._changed.set()
         self._changed = anyio.Event()
@@ -176,16 +190,26 @@ class LoopbackServer(AsyncContextManagerMixin):
             return False
         request = structs.replace(request, body=await _read_body(request, stream, reader))
         self.requests.append(request)
+        step = step or self._treatment(request)
+        if isinstance(step, Reset):
+            await _reset(stream)
+            return False
         if isinstance(step, Stall):
             await (step.until or anyio.Event()).wait()
         reply = step if isinstance(step, Reply) else self._application(request)
         answer = _render(reply)
+        if isinstance(step, Late):
+            await anyio.sleep(step.seconds)
         if isinstance(step, LoseAnswer):
             await stream.send(answer[: step.sent])
             await _reset(stream)
             return False
         await stream.send(answer)
         return request.headers.get("connection", "").lower() != "close"
+
+
+def _serve(_: Request) -> Step:
+    return Serve()
 
 
 def _parse_head(head: bytes) -> Request:

@@ -77,6 +77,15 @@ def test_good_file_is_called_good_with_a_summary(folder: Path, capsys: pytest.Ca
     assert sorted(path.name for path in folder.iterdir()) == ["loop.toml"], "checking made something"
 
 
+def test_reason_that_is_nearly_a_selector_is_warned_about(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = folder / "loop.toml"
+    file.write_text(GOOD + 'when = { reasons = ["uncertian", "mine", "uncertain"] }\n')
+    code, _, err = command(capsys, "check", str(file))
+    assert code == 0
+    assert err.count("\n") == 1
+    assert "sinks[0].when.reasons: no selector is named 'uncertian'; did you mean 'uncertain'?" in err
+
+
 @pytest.mark.parametrize("word", ["check", "run"])
 @pytest.mark.parametrize("name", wrong_tomls.WRONG)
 def test_wrong_file_ends_with_2_and_one_sentence(

@@ -105,7 +105,7 @@ def test_tables_count_by_file_and_by_label(loopcore: Any, yolox: Path, photos: P
 
     assert run.code == 0
     by_file = [line.split() for line in run.out.splitlines()]
-    assert [str(photos / "bottles.jpg"), "1", "3", "bottle"] in by_file
+    assert [str(photos / "bottles.jpg"), "1", "3x", "bottle"] in by_file
     assert [str(photos / "china.jpg"), "1", "nothing"] in by_file
     assert ["bottle", "3", "1"] in by_file
     assert "2 frames of 2 files, 3 found" in run.out
@@ -168,13 +168,13 @@ def test_nothing_to_look_at_is_a_mistake_of_usage(loopcore: Any, quick: Path, tm
 def test_control_characters_in_names_do_not_reach_the_terminal(
     loopcore: Any, quick: Path, photos: Path, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
-    shutil.copy(photos / "person.jpg", tmp_path / "good\x1b[31m\n.jpg")
+    shutil.copy(photos / "person.jpg", tmp_path / "good\x1b[31m\n\x9b31m\u202e.jpg")
     (tmp_path / "bad\x1b]0;title\x07.jpg").touch()
 
     run = loopcore("detect", quick, tmp_path, *options)
 
     assert run.code == 1
-    assert not any(char in run.out + run.err for char in "\x1b\x07")
+    assert not any(char in run.out + run.err for char in "\x1b\x07\x9b\u202e")
     assert "\\x1b]0;title\\x07" in run.err
 
 
@@ -210,6 +210,20 @@ def test_wrong_wishes_are_told_in_a_sentence(
     assert (run.code, run.out) == (expected, "")
     assert "Traceback" not in run.err
     assert run.err.strip()
+
+
+def test_wrong_decoder_is_answered_with_the_right_ones(loopcore: Any, yolox: Path, photos: Path) -> None:
+    run = loopcore("detect", yolox, photos / "bottles.jpg", "--decoder", "yolxo")
+
+    assert run.err.startswith("loopcore: --decoder: expected one of 'classify', ")
+    assert "did you mean 'yolo'?" in run.err
+
+
+def test_folder_with_a_bare_model_leads_to_the_file(loopcore: Any, yolox: Path, photos: Path) -> None:
+    run = loopcore("detect", yolox.parent, photos / "bottles.jpg")
+
+    assert run.code == 1
+    assert f"name its file: {yolox}" in run.err
 
 
 def test_annotated_pictures_have_the_size_of_the_originals_and_names_of_their_own(

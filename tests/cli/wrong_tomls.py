@@ -92,6 +92,8 @@ WRONG = {
     "bad size": Wrong(NODE + '[outbox]\nmax_bytes = "20 GBytes"\n', 4, "outbox.max_bytes", "expected a size"),
     "dotted key": Wrong(NODE + "server.prot = 1\n", 3, "node.server", "unknown key"),
     "not TOML": Wrong(NODE + "[server\n", 3, None, "not valid TOML"),
+    "no quotes": Wrong(NODE + "[server]\nhost = localhost\n", 4, None, "a text stands in quotes"),
+    "a backslash": Wrong('[node]\ndata_dir = "C:\\Users\\me"\n', 2, None, "a path is written with /"),
     "unfinished": Wrong(NODE + 'x = """\n', 4, None, "not valid TOML"),
     "no such plugin file": Wrong(NODE + '[plugins]\nfiles = ["no.py"]\n', 4, "plugins.files[0]", "there is no file"),
     "no such plugin": Wrong(

@@ -735,3 +735,20 @@ async def test_a_hung_sink_of_higher_priority_holds_nobody_up(tmp_path: Path) ->
         async with delivering(high, low):
             await low.drained()
             assert sorted(sink.accepted) == names(3)
+
+
+async def test_an_error_out_of_a_sink_s_own_task_group_means_what_it_says(tmp_path: Path) -> None:
+    troubles: list[Exception] = [RetryableError("busy", retry_after_s=0.001), RejectedError("too large")]
+
+    def behave(samples: Sequence[Sample]) -> Sequence[Receipt]:
+        if troubles:
+            raise ExceptionGroup("of its tasks", [ExceptionGroup("inner", [troubles.pop(0)])])
+        return accept_all(samples)
+
+    sink = ScriptedSink(behave)
+    async with outbox_in(tmp_path) as outbox:
+        await keep(outbox, "a", "b")
+        async with delivering(deliver(sink, outbox)):
+            await sink.until(lambda: len(sink.accepted) == 1)
+        assert sink.entries == 1
+        assert sink.calls[:3] == [["a"], ["a"], ["b"]]

@@ -117,11 +117,11 @@ def test_selector_that_raises_is_left_out_logged_and_counted_and_the_others_go_o
 
 
 def test_selector_that_has_recovered_takes_part_again() -> None:
-    answers = iter([ValueError("once"), ["back"]])
+    answers = iter([SystemExit(1), ["back"]])
 
     def answer(info: FrameInfo, frame: Frame | None) -> Sequence[str]:
         match next(answers):
-            case Exception() as exc:
+            case (Exception() | SystemExit()) as exc:
                 raise exc
             case reasons:
                 return reasons

@@ -168,6 +168,28 @@ async def test_damaged_leftover_is_written_anew(tmp_path: Path) -> None:
     assert image.read_bytes() == sample.image
 
 
+@pytest.mark.parametrize("torn", [b"", b'{"version": 1, "image": "\xff"}', b'{"sample": ' + b"[" * 100_000])
+async def test_damaged_record_is_written_anew(tmp_path: Path, torn: bytes) -> None:
+    sample = make_sample(1)
+    await store(tmp_path, sample)
+    (record,) = tmp_path.rglob("*.json")
+    whole = record.read_bytes()
+    record.write_bytes(torn)
+    await store(tmp_path, sample)
+    assert record.read_bytes() == whole
+
+
+async def test_old_drafts_of_a_killed_process_are_removed_and_young_ones_left(tmp_path: Path) -> None:
+    await store(tmp_path, make_sample(1))
+    (image,) = tmp_path.rglob("*.jpg")
+    old, young = image.with_name(".a.jpg.1-1.tmp"), image.with_name(".b.jpg.1-2.tmp")
+    for draft in (old, young):
+        draft.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    await store(tmp_path, make_sample(1))
+    assert (old.exists(), young.exists()) == (False, True)
+
+
 async def test_folder_that_cannot_be_made_is_tried_again_later(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     sink = folder_sink(tmp_path / "file" / "below")

@@ -202,3 +202,48 @@ async def test_without_a_model_every_caller_is_told_so_and_the_next_one_may_succ
     bench.ready = True
     assert await batcher.submit(1) == 10
     assert batcher.running == 0
+
+
+async def test_a_smaller_overlap_holds_for_those_who_were_about_to_begin(threads: Threads) -> None:
+    bench = Bench()
+    batcher = Batcher(bench.borrow, bench.work, threads=threads, max_waiting=8)
+    batcher.set_capacity(max_batch=1, overlap=1)
+    with fail_after(10):
+        async with create_task_group() as group:
+            group.start_soon(batcher.submit, 1)
+            await begun(bench)
+            for number in (2, 3, 4):
+                group.start_soon(batcher.submit, number)
+                await until(lambda number=number: batcher.waiting == number - 1)
+            batcher.set_capacity(max_batch=1, overlap=4)  # the three are called, and have not moved yet
+            batcher.set_capacity(max_batch=1, overlap=1)
+            await anyio.wait_all_tasks_blocked()
+            assert batcher.waiting == 3
+            bench.gate.set()
+    assert bench.most_at_once == 1
+    assert sorted(bench.batches) == [[1], [2], [3], [4]]
+
+
+async def test_work_that_answers_for_too_few_leaves_nobody_waiting(threads: Threads) -> None:
+    bench = Bench()
+    batcher = Batcher(
+        bench.borrow, lambda _, requests: bench.work("model", requests)[:1], threads=threads, max_waiting=8
+    )
+    batcher.set_capacity(max_batch=2, overlap=1)
+    failed: list[int] = []
+
+    async def ask(number: int) -> None:
+        try:
+            await batcher.submit(number)
+        except ValueError:
+            failed.append(number)
+
+    with fail_after(10):
+        async with create_task_group() as group:
+            group.start_soon(ask, 1)
+            await begun(bench)
+            for number in (2, 3):
+                group.start_soon(ask, number)
+                await until(lambda number=number: batcher.waiting == number - 1)
+            bench.gate.set()
+    assert sorted(failed) == [2, 3]

@@ -59,13 +59,15 @@ def model(version: str) -> Model:
 
 @asynccontextmanager
 async def serving(
-    entries: list[str], activated: Callable[[Backend, Model | None], Awaitable[None]] | None = None
+    entries: list[str],
+    activated: Callable[[Backend, Model | None], Awaitable[None]] | None = None,
+    swapped: Callable[[Backend], None] = lambda _: None,
 ) -> AsyncGenerator[Serving]:
     async def quiet(backend: Backend, previous: Model | None) -> None:
         pass
 
     threads = Threads()
-    service = Serving(lambda model: Diary(model, entries), activated or quiet, threads)
+    service = Serving(lambda model: Diary(model, entries), swapped, activated or quiet, threads)
     with fail_after(10):
         async with threads, create_task_group() as group:
             await group.start(service.run)
@@ -142,3 +144,15 @@ async def test_the_activation_is_told_while_the_old_model_is_still_open() -> Non
         await service.activate(model("1"))
         await service.activate(model("2"))
     assert told == [("1", None, False), ("2", "1", False)]
+
+
+async def test_whoever_sizes_the_batches_hears_of_a_swap_before_the_next_call_can_come() -> None:
+    heard: list[tuple[str, str | None]] = []
+    async with serving([], swapped=lambda backend: heard.append((backend.model.info.version, now()))) as service:
+
+        def now() -> str | None:
+            return service.model.info.version if service.model else None
+
+        await service.activate(model("1"))
+        await service.activate(model("2"))
+    assert heard == [("1", None), ("2", "1")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -125,6 +126,28 @@ def test_a_signal_ends_the_node_cleanly(folder: Path, number: int, code: int) ->
         assert answer.json()["sample_id"]
         assert running.end(number) == code
     assert "Traceback" not in running.said
+
+
+def test_a_second_ctrl_c_does_not_cut_the_end_short(folder: Path) -> None:
+    with node(folder) as running:
+        port = int(running.url.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port)) as half:
+            half.sendall(b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n\r\nabc")
+            assert httpx.get(f"{running.url}/health").status_code == 200  # so it has heard of the other one as well
+            running.process.send_signal(signal.SIGINT)
+            wait_until(lambda: refuses(port))
+            assert running.end(signal.SIGINT) == 130
+            assert half.recv(100).startswith(b"HTTP/1.1 503 ")
+    assert "The node is ending" in running.said
+    assert "Traceback" not in running.said
+
+
+def refuses(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except OSError:
+        return True
+    return False
 
 
 def test_what_was_answered_with_an_id_survives_kill_9_and_arrives(folder: Path) -> None:

@@ -67,7 +67,7 @@ class Double:
             "uptime_s": 1.5,
             "model": {"name": 'a "model"', "version": "1"},
             "pipeline": {
-                "frames": 7, "kept": 3, "unwanted": 1, "failed": {"BusyError": 2}, "waiting": 0, "running": 0,
+                "frames": 12_345_678, "kept": 3, "unwanted": 1, "failed": {"BusyError": 2}, "waiting": 0, "running": 0,
             },
             "outbox": {"count": 2, "bytes": 1000, "drops": {"max_age": 1}},
             "sinks": {"folder": {"waiting": 2, "delivered": 1, "rejected": 0}},
@@ -88,7 +88,7 @@ def serve(double: Double) -> Serve:
     async def serving(mounts: Sequence[Mount] = (), **keys: Any) -> AsyncIterator[httpx.AsyncClient]:
         table = ServerTable(port=0, **keys)
         listener = listen(table.host, table.port)
-        app = application(double, table, mounts)  # type: ignore[arg-type]
+        app = application(double, table, mounts, is_ready=lambda: double.ready)  # type: ignore[arg-type]
         async with create_task_group() as group, httpx.AsyncClient(base_url=listener.url, timeout=10) as client:
             await group.start(listener.serve, app)
             yield client

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import anyio
 import httpx
 import pytest
-from anyio import fail_after
+from anyio import create_task_group, fail_after
 
+from loopcore.config import ServerTable
 from loopcore.errors import (
     BackendError,
     BusyError,
@@ -23,6 +25,7 @@ from loopcore.errors import (
 )
 from loopcore.hookspecs import Mount
 from loopcore.options import Secret
+from loopcore.server import application, listen
 from loopcore.types import Encoded, Keep
 
 from .conftest import Double, Serve
@@ -160,7 +163,7 @@ async def test_metrics_are_prometheus_text(serve: Serve) -> None:
         answer = await client.get("/metrics")
     lines = answer.text.splitlines()
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
-    assert "loopcore_frames_total 7" in lines
+    assert "loopcore_frames_total 12345678" in lines
     assert 'loopcore_frames_failed_total{error="BusyError"} 2' in lines
     assert 'loopcore_model_info{name="a \\"model\\"",version="1"} 1' in lines
     assert 'loopcore_outbox_dropped_total{rule="max_age"} 1' in lines
@@ -249,3 +252,91 @@ async def test_a_running_request_may_end_when_the_node_stops(serve: Serve, doubl
             await double.begun.wait()
             double.gate.set()
     assert answers[0].status_code == 200
+
+
+async def test_ready_costs_no_status(serve: Serve, double: Double, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def status() -> dict[str, Any]:
+        raise AssertionError
+
+    monkeypatch.setattr(double, "status", status)
+    async with serve() as client:
+        assert (await client.get("/ready")).status_code == 200
+        double.ready = False
+        assert (await client.get("/ready")).status_code == 503
+
+
+async def test_a_request_that_outlasts_the_node_ends_with_it(double: Double) -> None:
+    table = ServerTable(port=0)
+    listener = listen(table.host, table.port)
+    double.gate = anyio.Event()
+    app = application(double, table, is_ready=lambda: True)  # type: ignore[arg-type]
+    answers: list[httpx.Response] = []
+
+    async def ask(client: httpx.AsyncClient) -> None:
+        answers.append(await client.post("/predict", content=b"x", headers=JPEG))
+
+    with fail_after(10):
+        async with httpx.AsyncClient(base_url=listener.url, timeout=10) as client, create_task_group() as asking:
+            async with create_task_group() as serving:
+                await serving.start(listener.serve, app)
+                asking.start_soon(ask, client)
+                await double.begun.wait()
+                serving.cancel_scope.cancel()
+            assert double.cancelled.is_set()
+    assert [answer.status_code for answer in answers] == [503]
+    assert answers[0].headers["Retry-After"]
+
+
+async def test_work_in_a_thread_is_waited_for_when_the_node_ends(double: Double) -> None:
+    """uvicorn by itself cancels the request's task, and a thread would go on for a request that has ended."""
+    table = ServerTable(port=0)
+    listener = listen(table.host, table.port)
+    release = threading.Event()
+    done: list[str] = []
+
+    def work() -> None:
+        release.wait(10)
+        done.append("thread")
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        async with create_task_group() as group:
+            group.start_soon(hear_of_the_end)
+            double.begun.set()
+            try:
+                await anyio.to_thread.run_sync(work)
+            finally:
+                done.append("request")
+
+    async def hear_of_the_end() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            release.set()
+
+    async def ask(client: httpx.AsyncClient) -> None:
+        await client.get("/slow")
+
+    mounted = application(double, table, [Mount(path="/slow", app=app)], is_ready=lambda: True)  # type: ignore[arg-type]
+    with fail_after(10):
+        async with httpx.AsyncClient(base_url=listener.url, timeout=10) as client, create_task_group() as asking:
+            async with create_task_group() as serving:
+                await serving.start(listener.serve, mounted)
+                asking.start_soon(ask, client)
+                await double.begun.wait()
+                serving.cancel_scope.cancel()
+            done.append("server")
+    assert done == ["thread", "request", "server"]
+
+
+async def test_metrics_say_that_the_outbox_fails(serve: Serve, double: Double) -> None:
+    whole = await double.status()
+    failing = whole | {"outbox": {"error": "no disk"}, "sinks": {"folder": {"state": "retrying"}}}
+
+    async def status() -> dict[str, Any]:
+        return failing
+
+    double.status = status  # type: ignore[method-assign]
+    async with serve() as client:
+        lines = (await client.get("/metrics")).text.splitlines()
+    assert "loopcore_outbox_failing 1" in lines
+    assert "loopcore_frames_total 12345678" in lines

@@ -21,7 +21,7 @@ from anyio.abc import TaskGroup, TaskStatus
 from loopcore.abc import Sink
 from loopcore.collect.delivery.circuit import Backoff, Circuit, Rest
 from loopcore.collect.delivery.hand import Hand
-from loopcore.collect.delivery.judging import check_receipts, is_final, single
+from loopcore.collect.delivery.judging import check_receipts, is_final
 from loopcore.collect.delivery.lanes import Lanes
 from loopcore.collect.delivery.pace import Pace, local_now
 from loopcore.collect.delivery.packing import fit, parts
@@ -29,7 +29,7 @@ from loopcore.collect.delivery.settling import Events, Settler
 from loopcore.collect.delivery.suspects import Refusal, Suspects, Verdict
 from loopcore.collect.outbox import Lease, Outbox
 from loopcore.config import SinkTable
-from loopcore.errors import AuthError, LoopcoreError, PluginError, RejectedError, RetryableError, StorageError
+from loopcore.errors import AuthError, LoopcoreError, PluginError, RejectedError, RetryableError, StorageError, first
 from loopcore.types import Delivered, Receipt, Refused, Sample
 
 _log = logging.getLogger(__name__)
@@ -83,6 +83,7 @@ class Delivery:
         self._batch = sink.max_batch
         self._turn = 0
         self._refusals = 0
+        self._resumed = 0
         self._hand = Hand(outbox, table.name)
         self._rest = Rest(backoff, random)
         self._calls = 0
@@ -124,6 +125,7 @@ class Delivery:
         self._paused = False
         self._halted = None
         self._refusals = 0
+        self._resumed = self._next_turn()
         self._circuit.reset()
         self._give_back(self._rest.end())
         self._wake()
@@ -208,7 +210,7 @@ class Delivery:
             if limit.cancelled_caught:
                 raise RetryableError(f"could not be set up or closed within {self._sink.timeout_s:g} s")  # noqa: TRY301
         except Exception as exc:  # noqa: BLE001 - the driver guard: whatever a sink raises, the node goes on
-            self._fault(single(exc))
+            self._fault(first(exc))
         finally:
             self._entered = False
 
@@ -292,7 +294,7 @@ class Delivery:
         self._pace.spend(current_time(), sum(len(sample.image) for _, sample in pairs))
         try:
             with anyio.fail_after(self._sink.timeout_s):
-                receipts = await self._sink.send([sample for _, sample in pairs])
+                receipts = await self._send([sample for _, sample in pairs])
             check_receipts(receipts, len(pairs))
         except RejectedError as exc:
             if not is_final(exc):
@@ -300,7 +302,7 @@ class Delivery:
             if len(pairs) > 1:
                 middle = len(pairs) // 2
                 return await self._post(pairs[:middle]) and await self._post(pairs[middle:])
-            self._refused(pairs[0], str(exc))
+            self._refused(pairs[0], str(exc), begun)
             return not (self._paused or self._broken)
         except AuthError as exc:
             self._halt(str(exc))
@@ -311,6 +313,12 @@ class Delivery:
             return await self._failed(pairs, exc, begun)
         self._received(pairs, receipts, begun)
         return not (self._paused or self._broken)
+
+    async def _send(self, samples: Sequence[Sample]) -> Sequence[Receipt]:
+        try:
+            return await self._sink.send(samples)
+        except ExceptionGroup as group:  # of a task group of the sink's own
+            raise first(group) from group
 
     def _received(self, pairs: list[_Pair], receipts: Sequence[Receipt], begun: int) -> None:
         accepted: list[str] = []
@@ -323,7 +331,7 @@ class Delivery:
                     if lease.deferrals:
                         self._give_back(self._rest.succeeded())
                 case Refused():
-                    self._refused((lease, sample), receipt.why)
+                    self._refused((lease, sample), receipt.why, begun)
         if not accepted:
             return
         self._lane.claim(current_time())
@@ -339,12 +347,12 @@ class Delivery:
             self._settler.reject(refusal)
         self._give_back(again)
 
-    def _refused(self, pair: _Pair, why: str) -> None:
+    def _refused(self, pair: _Pair, why: str, begun: int) -> None:
         """Refused alone. Without evidence it is held; after ten in a row it is the sink that is in doubt."""
+        if self._halted or begun < self._resumed:  # what it has said before somebody looked does not count
+            return
         self._last_error = why
         self._refusals += 1
-        if self._halted:
-            return
         lease, sample = pair
         self._suspects.refuse(Refusal(lease, sample.info, why, self._next_turn()))
         if self._refusals >= _MAX_REFUSALS:

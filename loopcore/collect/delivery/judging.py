@@ -23,10 +23,3 @@ def check_receipts(receipts: Sequence[Receipt], count: int) -> None:
 def is_final(exc: RejectedError) -> bool:
     """Whether this may be the sample's fault: without status, or a 4xx that time, place or login do not mend."""
     return exc.status is None or (400 <= exc.status < 500 and exc.status not in _NOT_FINAL)
-
-
-def single(exc: Exception) -> Exception:
-    """The one error that a task group of the sink has wrapped."""
-    while isinstance(exc, ExceptionGroup) and len(exc.exceptions) == 1:
-        exc = exc.exceptions[0]
-    return exc

@@ -11,17 +11,25 @@ from collections.abc import Iterator
 from contextlib import suppress
 from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 from msgspec.structs import astuple
 
-from loopcore.collect.outbox.rows import SCHEMA, Row, SegmentRow, SinkRow, State
+from loopcore.collect.outbox.rows import SCHEMA, UPGRADES, Row, SegmentRow, SinkRow, State, sealed, unsealed
 from loopcore.collect.outbox.segments import Place
 from loopcore.errors import StorageError
+from loopcore.files import DISK, Disk
 
-VERSION = 1
+VERSION = 2
 _APPLICATION = 0x4C4F4F50
 _LISTED_DROPS = 1000
+_NOT_DAMAGE = {
+    sqlite3.SQLITE_PERM, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN,
+}  # fmt: skip
+
+T = TypeVar("T")
 
 
 class Index:
@@ -30,20 +38,23 @@ class Index:
     What a turn adds to a segment is safe there, so turns that only add share a transaction that `commit` ends later.
 
     Attributes:
-        fresh: There was none before, or an empty file.
+        fresh: There was none before, or an empty file; until it has been filled.
 
     Raises:
         StorageError: On making it: a newer loopcore made the file.
         sqlite3.DatabaseError: At any time: the file is damaged or the disk refuses.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, disk: Disk = DISK) -> None:
         self.state = State(*[0] * 7)
         self.active = 0
-        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=64)
+        self._db = disk.database(path)
         try:
             self._prepare(path)
             self.reload()
+        except UnicodeDecodeError as exc:  # of SQLite's own words about a table, where they repeat what is damaged
+            self._db.close()
+            raise sqlite3.DatabaseError("the tables are not what was written") from exc
         except BaseException:
             self._db.close()
             raise
@@ -58,8 +69,8 @@ class Index:
         version = do("PRAGMA user_version").fetchone()[0]
         self.fresh = not do("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if self.fresh:
-            self._db.executescript(
-                f"BEGIN;{SCHEMA}PRAGMA user_version = {VERSION};PRAGMA application_id = {_APPLICATION};COMMIT;"
+            self._db.executescript(  # ended by `commit` once the index is filled, or it would not be fresh next time
+                f"BEGIN;{SCHEMA}PRAGMA user_version = {VERSION};PRAGMA application_id = {_APPLICATION};"
             )
         elif do("PRAGMA application_id").fetchone()[0] != _APPLICATION:
             raise sqlite3.DatabaseError("not an index of an outbox")
@@ -67,6 +78,9 @@ class Index:
             raise StorageError(
                 f"{path} was made by a newer loopcore (version {version}, known {VERSION}); update this one"
             )
+        elif version < VERSION:
+            steps = "".join(UPGRADES[known] for known in range(version, VERSION))
+            self._db.executescript(f"BEGIN;{steps}PRAGMA user_version = {VERSION};COMMIT;")
 
     def close(self) -> None:
         with suppress(sqlite3.Error):
@@ -76,15 +90,15 @@ class Index:
         """Read the totals from the file, as after a transaction that was undone."""
         do = self._db.execute
         next_seq = self.state.next_seq
-        found = do("SELECT next_seq, segment, offset, count, bytes, age, wall FROM state").fetchone()
-        if found is None or None in found:
+        found = do("SELECT next_seq, segment, offset, count, bytes, age, wall, crc FROM state").fetchone()
+        if found is None or None in found[:-1]:
             raise sqlite3.DatabaseError("the totals are missing")
-        self.state = State(*found)
+        self.state = State(*unsealed(found))
         self._saved = copy(self.state)
         self.state.next_seq = max(next_seq, self.state.next_seq)  # a number once given may stand in a segment
-        self.sinks = {row[1]: SinkRow(*row) for row in do("SELECT * FROM sinks")}
-        self.segments = {row[0]: SegmentRow(*row[1:]) for row in do("SELECT * FROM segments")}
-        self.counters = {str(name): int(value) for name, value in do("SELECT * FROM counters")}
+        self.sinks = {row[1]: SinkRow(*row) for row in map(unsealed, do("SELECT * FROM sinks"))}
+        self.segments = {row[0]: SegmentRow(*row[1:]) for row in map(unsealed, do("SELECT * FROM segments"))}
+        self.counters = dict(_typed(do("SELECT * FROM counters").fetchall(), list[tuple[str, int]]))
         self.disk_bytes = sum(segment.size for segment in self.segments.values())
         self._dead: list[int] = []
         self._changed_sinks: set[str] = set()
@@ -150,17 +164,14 @@ class Index:
         rows = self._db.execute(
             "SELECT * FROM samples WHERE seq > ? AND seq < ? ORDER BY seq LIMIT ?", (seq, end, limit)
         )
-        return [Row(*row) for row in rows]
+        return [Row.of(row) for row in rows]
 
     def within(self, segment: int) -> list[Row]:
         """The samples of a segment; looks at all there are."""
-        return [Row(*row) for row in self._db.execute("SELECT * FROM samples WHERE segment = ?", (segment,))]
+        return [Row.of(row) for row in self._db.execute("SELECT * FROM samples WHERE segment = ?", (segment,))]
 
     def insert(self, row: Row) -> None:
-        self._db.execute(
-            "INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (row.seq, row.id, row.revision, *row.place, row.image_bytes, row.urgent, row.aged, row.value),
-        )
+        self._db.execute("INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", sealed(astuple(row)))
         self._count(row.place, 1)
         self.state.count += 1
         self.state.bytes += row.length
@@ -168,8 +179,9 @@ class Index:
     def replace(self, old: Row, new: Row) -> None:
         """The same sample at another place, or in another revision."""
         self._db.execute(
-            "UPDATE samples SET revision = ?, segment = ?, offset = ?, length = ?, urgent = ?, value = ? WHERE seq = ?",
-            (new.revision, *new.place, new.urgent, new.value, old.seq),
+            "UPDATE samples SET revision = ?, segment = ?, offset = ?, length = ?, image_bytes = ?, urgent = ?,"
+            " aged = ?, value = ?, crc = ? WHERE seq = ?",
+            [*sealed(astuple(new))[2:], old.seq],
         )
         self._count(new.place, 1)
         self._count(old.place, -1)
@@ -201,7 +213,6 @@ class Index:
         sink = self.sinks.pop(name)
         self._changed_sinks.discard(name)
         self._db.execute("DELETE FROM sinks WHERE sink = ?", (sink.sink,))
-        self._db.execute("DELETE FROM rejected WHERE sink = ?", (sink.sink,))
 
     def places(self, seq: int) -> list[tuple[str, int]]:
         """Who still waits for this sample: names and ranks."""
@@ -244,6 +255,11 @@ class Index:
         sink.bytes -= gone[0]
         return True
 
+    def waits(self, seq: int, name: str, revision: int) -> bool:
+        """Whether there is a place at this sink, and not for a newer revision."""
+        statement = "SELECT 1 FROM todo WHERE seq = ? AND sink = ? AND revision <= ?"
+        return name in self.sinks and self._one(statement, seq, self.sinks[name].sink, revision) is not None
+
     def waited_for(self, seq: int) -> bool:
         return self._db.execute("SELECT 1 FROM todo WHERE seq = ? LIMIT 1", (seq,)).fetchone() is not None
 
@@ -254,7 +270,11 @@ class Index:
             " ORDER BY t.rank, t.seq LIMIT ?",
             (self.sinks[name].sink, limit),
         )
-        return ((rank, revision, Row(*row)) for rank, revision, *row in rows)
+        for rank, revision, *stored in rows:
+            row = Row.of(stored)
+            if type(rank) is not int or revision != row.revision:
+                raise sqlite3.DatabaseError("a place in the queue is not what was written")
+            yield rank, revision, row
 
     def first_place(self, name: str) -> int | None:
         """The sample whose turn at this sink is the oldest."""
@@ -275,26 +295,22 @@ class Index:
     # rejected, drops, counters
 
     def note_rejected(self, name: str, seq: int, id: bytes, size: int, at: str, why: str) -> None:  # noqa: A002
-        sink = self.sinks[name].sink
-        self._db.execute("REPLACE INTO rejected VALUES (?, ?, ?, ?, ?, ?)", (sink, seq, id, size, at, why))
+        self._db.execute("REPLACE INTO rejected VALUES (?, ?, ?, ?, ?, ?)", (name, seq, id, size, at, why))
 
     def rejected(self, name: str | None = None, limit: int = -1) -> list[tuple[str, int, bytes, int, str, str]]:
-        """Sink, place, id, bytes, time and answer of what lies in `rejected/`, oldest first."""
-        return self._db.execute(
-            "SELECT name, seq, id, r.bytes, at, why FROM rejected r JOIN sinks USING (sink)"
-            " WHERE ? IS NULL OR name = ? ORDER BY seq, sink LIMIT ?",
-            (name, name, limit),
-        ).fetchall()
+        """Sink (maybe a forgotten one), place, id, bytes, time and answer of what is in `rejected/`, oldest first."""
+        rows = self._db.execute(
+            "SELECT * FROM rejected WHERE ? IS NULL OR sink = ? ORDER BY seq, sink LIMIT ?", (name, name, limit)
+        )
+        return _typed(rows.fetchall(), list[tuple[str, int, bytes, int, str, str]])
 
     def rejected_totals(self) -> dict[str, tuple[int, int]]:
         """How many samples and bytes lie in `rejected/`, by sink."""
-        rows = self._db.execute(
-            "SELECT name, count(*), sum(r.bytes) FROM rejected r JOIN sinks USING (sink) GROUP BY name"
-        )
+        rows = self._db.execute("SELECT sink, count(*), sum(bytes) FROM rejected GROUP BY sink")
         return {name: (count, size) for name, count, size in rows}
 
     def forget_rejected(self, name: str, seq: int) -> None:
-        self._db.execute("DELETE FROM rejected WHERE sink = ? AND seq = ?", (self.sinks[name].sink, seq))
+        self._db.execute("DELETE FROM rejected WHERE sink = ? AND seq = ?", (name, seq))
 
     def note_drop(self, id: bytes, size: int, sink: str | None, rule: str, at: str) -> None:  # noqa: A002
         """Count a drop and list it among the last of them."""
@@ -304,7 +320,8 @@ class Index:
         self._db.execute("DELETE FROM drops WHERE number <= ?", (number - _LISTED_DROPS,))
 
     def drops(self) -> list[tuple[bytes, str | None, str, int, str]]:
-        return self._db.execute("SELECT id, sink, rule, bytes, at FROM drops ORDER BY number DESC").fetchall()
+        rows = self._db.execute("SELECT id, sink, rule, bytes, at FROM drops ORDER BY number DESC")
+        return _typed(rows.fetchall(), list[tuple[bytes, str | None, str, int, str]])
 
     def count_up(self, name: str, by: int = 1) -> int:
         self.counters[name] = self.counters.get(name, 0) + by
@@ -316,34 +333,58 @@ class Index:
     def reach(self, segment: int, size: int) -> None:
         """Segments are indexed up to here."""
         self.state.segment, self.state.offset = segment, size
-        self._grow(segment, size)
+        self.grow(segment, size)
 
     def retire(self, segment: int) -> None:
         """If nothing in this segment is needed and it is not being written to, its file goes once that is durable."""
         row = self.segments.get(segment)
         if row is None or row.live or segment == self.active:
             return
+        if row.live_bytes:
+            raise sqlite3.DatabaseError(f"the totals of segment {segment} are wrong")
         del self.segments[segment]
         self.disk_bytes -= row.size
         self._changed_segments.discard(segment)
         self._db.execute("DELETE FROM segments WHERE segment = ?", (segment,))
         self._dead.append(segment)
 
+    def check_segments(self) -> None:
+        """Before a file goes of which nothing is known: all samples must be in others.
+
+        Raises:
+            sqlite3.DatabaseError: They are not.
+        """
+        live = sum(row.live for row in self.segments.values())
+        live_bytes = sum(row.live_bytes for row in self.segments.values())
+        if (live, live_bytes) != (self.state.count, self.state.bytes):
+            raise sqlite3.DatabaseError("the totals of the segments are wrong")
+
     def take_dead(self) -> list[int]:
         """The segments retired since the last call."""
         dead, self._dead = self._dead, []
         return dead
 
-    def _grow(self, segment: int, size: int) -> None:
-        row = self.segments.setdefault(segment, SegmentRow())
+    def look(self, statement: str, *values: int | str | bytes | None) -> list[Any]:
+        """The rows that a SELECT finds, for what is asked once in a while."""
+        return self._db.execute(statement, values).fetchall()
+
+    def touch_segment(self, segment: int) -> SegmentRow:
+        """Say that a segment's counts are going to change."""
         self._changed_segments.add(segment)
+        return self.segments.setdefault(segment, SegmentRow())
+
+    def grow(self, segment: int, size: int) -> None:
+        """A segment takes at least so much on disk."""
+        row = self.touch_segment(segment)
         self.disk_bytes += max(0, size - row.size)
         row.size = max(size, row.size)
 
     def _count(self, place: Place, by: int) -> None:
         if by > 0:
-            self._grow(place.segment, place.offset + place.length)
-        row = self.segments[place.segment]
+            self.grow(place.segment, place.offset + place.length)
+        row = self.segments.get(place.segment)
+        if row is None:
+            raise sqlite3.DatabaseError(f"segment {place.segment} is not known")
         self._changed_segments.add(place.segment)
         row.live += by
         row.live_bytes += by * place.length
@@ -352,7 +393,7 @@ class Index:
 
     def _row(self, condition: str, *values: int | bytes) -> Row | None:
         found = self._one(f"SELECT * FROM samples {condition}", *values)  # noqa: S608 - our own words
-        return Row(*found) if found else None
+        return Row.of(found) if found else None
 
     def _one(self, statement: str, *values: int | bytes) -> tuple[Any, ...] | None:
         found: tuple[Any, ...] | None = self._db.execute(statement, values).fetchone()
@@ -363,15 +404,16 @@ class Index:
         state = self.state
         if state != self._saved:
             do(
-                "UPDATE state SET next_seq = ?, segment = ?, offset = ?, count = ?, bytes = ?, age = ?, wall = ?",
-                (state.next_seq, state.segment, state.offset, state.count, state.bytes, state.age, state.wall),
+                "UPDATE state SET next_seq = ?, segment = ?, offset = ?, count = ?, bytes = ?, age = ?, wall = ?,"
+                " crc = ?",
+                sealed(astuple(state)),
             )
             self._saved = copy(state)
         for name in self._changed_sinks:
             self._save_sink(self.sinks[name])
         for number in self._changed_segments:
-            segment = self.segments[number]
-            do("REPLACE INTO segments VALUES (?, ?, ?, ?)", (number, segment.size, segment.live, segment.live_bytes))
+            segment = (number, *astuple(self.segments[number]))
+            do("REPLACE INTO segments VALUES (?, ?, ?, ?, ?)", sealed(segment))
         for name in self._changed_counters:
             do("REPLACE INTO counters VALUES (?, ?)", (name, self.counters[name]))
         self._changed_sinks.clear()
@@ -379,4 +421,24 @@ class Index:
         self._changed_counters.clear()
 
     def _save_sink(self, sink: SinkRow) -> None:
-        self._db.execute("REPLACE INTO sinks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", astuple(sink))
+        self._db.execute("REPLACE INTO sinks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", sealed(astuple(sink)))
+
+
+def is_damage(exc: sqlite3.Error) -> bool:
+    """Whether the file is at fault. Else it is the disk or the machine, and it may go better another time."""
+    code: int | None = getattr(exc, "sqlite_errorcode", None)
+    if code is None:  # of Python's own: a text that is no UTF-8, or ours
+        return not isinstance(exc, sqlite3.OperationalError) or "decode" in str(exc)
+    return code & 0xFF not in _NOT_DAMAGE
+
+
+def is_full(exc: sqlite3.Error) -> bool:
+    """Whether there is no room on the disk."""
+    return getattr(exc, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
+
+
+def _typed(rows: list[Any], type_: type[T]) -> T:
+    try:
+        return msgspec.convert(rows, type_)
+    except msgspec.ValidationError as exc:
+        raise sqlite3.DatabaseError(f"a row of the index is not what was written: {exc}") from exc

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -12,6 +12,7 @@ from typing import Any, Self
 from anyio import AsyncContextManagerMixin, CancelScope, CapacityLimiter, Event, to_thread
 
 from loopcore.collect.outbox.clock import uptime
+from loopcore.collect.outbox.rejects import Refusal
 from loopcore.collect.outbox.store import Store
 from loopcore.collect.outbox.terms import Bounds, Lease, Listed, Taker
 from loopcore.collect.outbox.turns import Turns
@@ -66,12 +67,12 @@ class Outbox(AsyncContextManagerMixin):
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
         self._readers = CapacityLimiter(_READERS)
-        await self._turns.alone(self._store.open)
+        await self._turns.begin(self._store.open)
         try:
             yield self
         finally:
             with CancelScope(shield=True):
-                await self._turns.alone(self._store.close)
+                await self._turns.end(self._store.close)
 
     def wanted(self, info: SampleInfo) -> bool:
         """Whether a sink of the TOML wants this sample, or there is none and samples wait for export."""
@@ -117,8 +118,8 @@ class Outbox(AsyncContextManagerMixin):
             news.set()
         return leases
 
-    async def read(self, leases: Sequence[Lease]) -> list[Sample | None]:
-        """The samples of these leases, in order, each checked against its hash.
+    async def read(self, leases: Sequence[Lease | Listed]) -> list[Sample | None]:
+        """The samples of these leases or lines of a list, in order, each checked against its hash.
 
         `None` where there is nothing to send: the stored bytes were damaged (the sample is quarantined), a person
         removed the file, or a drop rule was quicker. Such a lease has ended; do nothing more with it.
@@ -131,7 +132,7 @@ class Outbox(AsyncContextManagerMixin):
             samples.append(sample)
         return samples
 
-    def _read_again(self, lease: Lease) -> Sample | None:
+    def _read_again(self, lease: Lease | Listed) -> Sample | None:
         return self._store.sending.read_again(lease)
 
     async def delivered(self, sink: str, leases: Sequence[Lease]) -> None:
@@ -174,13 +175,26 @@ class Outbox(AsyncContextManagerMixin):
 
         `count`, `bytes` (of live records), `disk_bytes`, `oldest_s`, `sinks` by name (`configured`, `waiting`,
         `bytes`, `deferred`, `oldest_s`, `delivered`, `rejected` and `given_up` since ever, `in_rejected` now), `drops`
-        by rule, `quarantined`, `operator_deleted`, `rejected_bytes`, `fills` (the sink with the most waiting bytes).
+        by rule, `quarantined`, `operator_deleted`, `moved_out`, `rejected_bytes`, `fills` (the sink with the most
+        waiting bytes).
         """
         return await self._turns.take(lambda: self._store.desk.status())
 
-    async def list(self, *, after: int = 0, limit: int = 100) -> Sequence[Listed]:
-        """Samples in order of arrival, those behind place `after` in the queue."""
-        return await self._turns.take(lambda: self._store.desk.list(after, limit))
+    async def list(self, *, after: int = 0, limit: int = 100, sink: str | None = None) -> Sequence[Listed]:
+        """Samples in order of arrival, those behind place `after` in the queue; all, or those that wait for a sink."""
+        return await self._turns.take(lambda: self._store.desk.list(after, limit, sink))
+
+    async def locate(self, id: str) -> Listed | None:  # noqa: A002 - the field's term
+        """The line of one sample; `None` if none of that id waits here."""
+        return await self._turns.take(lambda: self._store.desk.locate(id))
+
+    async def last(self) -> int:
+        """The place of the sample that came last, whether or not it is still here."""
+        return await self._turns.take(lambda: self._store.desk.last())
+
+    async def find(self, prefix: str) -> Sequence[str]:
+        """Up to ten ids that begin with these hexadecimal digits, waiting or rejected."""
+        return await self._turns.take(lambda: self._store.desk.find(prefix))
 
     async def list_rejected(self, sink: str | None = None) -> Sequence[dict[str, Any]]:
         """What lies in `rejected/`: `sink`, `id`, `why`, `bytes`, `at`; oldest first."""
@@ -193,6 +207,19 @@ class Outbox(AsyncContextManagerMixin):
     async def show(self, id: str) -> Sample | None:  # noqa: A002 - the field's term
         """One sample that waits here, read and checked; `None` if there is none of that id."""
         return await self._turns.take(lambda: self._store.desk.show(id), durable=True)
+
+    async def show_rejected(self, id: str) -> Sequence[tuple[Refusal, bytes]]:  # noqa: A002 - the field's term
+        """Who has refused a sample, why, and its image, unchecked; empty if it does not lie in `rejected/`."""
+        return await self._turns.take(lambda: self._store.desk.show_rejected(id))
+
+    async def move_out(self, listed: Sequence[tuple[int, int, str]], sink: str | None = None) -> int:
+        """Take out samples that are safe elsewhere, such as in a bundle; counted as `moved_out`.
+
+        Args:
+            listed: Place, revision and id of each. One that has another revision by now stays.
+            sink: Give up only the places of this sink.
+        """
+        return await self._turns.take(lambda: self._store.desk.move_out(listed, sink), durable=True)
 
     async def retry(self, sink: str, ids: Sequence[str] | None = None) -> int:
         """Move rejected samples back into the queue of that sink: these, or all. Returns how many.
@@ -210,6 +237,11 @@ class Outbox(AsyncContextManagerMixin):
     def _retry(self, sink: str, sample: str) -> int:
         return self._store.desk.retry(sink, sample)
 
+    async def outlook(self, name: str) -> Mapping[str, int] | None:
+        """What `forget` would do: `places` given up, samples that `leave`, and what stays in `rejected`; None: no such
+        sink."""
+        return await self._turns.take(lambda: self._store.desk.outlook(name))
+
     async def forget(self, name: str) -> int:
         """Give up all places of a sink; samples that waited for no other leave. Returns how many places it had.
 
@@ -226,6 +258,34 @@ class Outbox(AsyncContextManagerMixin):
         To be called now and then, such as once a minute; a call looks at the folder, not at the samples.
         """
         await self._turns.take(lambda: self._store.desk.sweep(), writes=1, durable=True)
+
+    async def notice(self) -> None:
+        """Count what a person has removed by hand; `sweep` does that, too."""
+        await self._turns.take(lambda: self._store.desk.notice(), durable=True)
+
+    async def check_samples(self, listed: Sequence[Listed], *, mend: bool) -> tuple[int, int]:
+        """Read these samples: how many are damaged, and how many lay in a file that was removed by hand.
+
+        Args:
+            listed: As `list` gives them.
+            mend: Put the damaged ones into `quarantine/`, and count the others as deleted by the operator.
+        """
+        suspects = await to_thread.run_sync(self._store.checking.suspicious, listed, limiter=self._readers)
+        if not suspects:
+            return 0, 0
+        return await self._turns.take(lambda: self._store.checking.samples(suspects, mend), durable=True)
+
+    async def check_index(self, *, mend: bool) -> Sequence[str]:
+        """What is wrong with the index, in words: with the file, or with the totals that it keeps. Takes a while.
+
+        Args:
+            mend: Count wrong totals anew. A damaged file is set aside and made anew from the segments at once.
+        """
+        return await self._turns.take(lambda: self._store.checking.index(mend), durable=True)
+
+    async def check_rejected(self, *, mend: bool) -> tuple[int, int]:
+        """Read `rejected/`: how many in it are damaged, and how many were removed by hand; `mend` as for samples."""
+        return await self._turns.take(lambda: self._store.checking.rejected(mend), durable=True)
 
     def _notify(self, sink: str) -> None:
         if sink in self._news:

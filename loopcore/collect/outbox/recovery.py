@@ -9,8 +9,8 @@ from pathlib import Path
 
 import msgspec
 
-from loopcore.collect.outbox.index import Index
-from loopcore.collect.outbox.records import Entry, Found, Gap, scan
+from loopcore.collect.outbox.index import Index, is_damage
+from loopcore.collect.outbox.records import DamagedError, Entry, Found, Gap, scan
 from loopcore.collect.outbox.rejects import Rejects
 from loopcore.collect.outbox.rows import Row
 from loopcore.collect.outbox.segments import Place, Segments
@@ -33,15 +33,13 @@ def open_index(path: Path, disk: Disk) -> Index:
     """The index; a damaged one is set aside for a fresh one."""
     if path.exists():
         try:
-            return Index(path)
-        except sqlite3.OperationalError as exc:
-            if "no such" not in str(exc):
+            return Index(path, disk)
+        except sqlite3.DatabaseError as exc:
+            if not is_damage(exc):
                 raise
             logger.error("The index of the outbox is damaged and is made anew error=%s", exc)  # noqa: TRY400
-        except sqlite3.DatabaseError as exc:
-            logger.error("The index of the outbox is damaged and is made anew error=%s", exc)  # noqa: TRY400
         set_aside(path, disk)
-    return Index(path)
+    return Index(path, disk)
 
 
 def set_aside(path: Path, disk: Disk) -> None:
@@ -61,6 +59,8 @@ def catch_up(index: Index, segments: Segments, rejects: Rejects) -> None:
     known, end = index.state.segment, index.state.offset
     for number in numbers:
         if number < known:
+            if number in index.segments:  # what a failed write has left behind is not indexed, but takes room
+                index.grow(number, _size(segments.path(number)))
             continue
         index.active = number
         _read_in(index, segments, rejects, number, end if number == known else 0, index.fresh and number != numbers[-1])
@@ -81,16 +81,23 @@ def _read_in(index: Index, segments: Segments, rejects: Rejects, number: int, of
         for piece in bad:
             _put_aside(index, rejects, path, number, piece)
         bad.clear()
-        _take_in(index, found.entry, Place(number, found.offset, found.length))
+        _take_in(index, segments, found.entry, Place(number, found.offset, found.length))
+    index.reach(number, _size(path))
+
+
+def _size(path: Path) -> int:
     with suppress(FileNotFoundError):
-        index.reach(number, path.stat().st_size)
+        return path.stat().st_size
+    return 0
 
 
-def _take_in(index: Index, entry: Entry, place: Place) -> None:
+def _take_in(index: Index, segments: Segments, entry: Entry, place: Place) -> None:
     info = entry.info
     id_ = bytes.fromhex(info.id)
     old = index.find(id_)
-    if old is not None and entry.seq > old.seq:  # it had left and came again
+    takers = entry.takers
+    if old is not None and entry.seq > old.seq:  # it had left and came again; a drop that is forgotten is undone
+        takers += tuple(name for name, _ in index.places(old.seq) if name not in takers)
         index.remove(old)
         old = None
     if old is not None and (entry.seq < old.seq or entry.revision < old.revision):
@@ -101,18 +108,26 @@ def _take_in(index: Index, entry: Entry, place: Place) -> None:
         seq, id_, entry.revision, *place, info.image_bytes, int(info.urgent), entry.aged, value(info)
     )  # fmt: skip
     index.state.next_seq = max(index.state.next_seq, seq + 1)
-    for name in entry.takers:
+    for name in takers:
         if name not in index.sinks:
             index.add_sink(name)
     if old is None:
         index.insert(row)
-        index.queue_new(row, entry.takers)
+        index.queue_new(row, takers)
         return
+    news = entry.revision > old.revision or _differs(segments, old, entry)
     index.replace(old, row)
-    if entry.revision > old.revision:
-        for name, _ in index.places(seq):
-            index.leave(seq, name)
-        index.queue_new(row, entry.takers)
+    if news:
+        for name in {*takers, *(name for name, _ in index.places(seq))}:  # who gave up a place: that is undone
+            index.queue(row, name, row.rank)
+
+
+def _differs(segments: Segments, row: Row, entry: Entry) -> bool:
+    """Whether an entry is no copy of the record that is known, but came after one that was given up."""
+    with suppress(OSError, DamagedError):
+        known = segments.entry(row.place)
+        return (known.info, known.takers) != (entry.info, entry.takers)
+    return True
 
 
 def _put_aside(index: Index, rejects: Rejects, path: Path, number: int, piece: Found | Gap) -> None:
@@ -131,8 +146,6 @@ def _read_rejected(index: Index, rejects: Rejects) -> None:
             logger.warning("A file in rejected/ is not understood and is left alone path=%s error=%s", path, exc)
             continue
         sink, id_ = refusal.sink, bytes.fromhex(refusal.info.id)
-        if sink not in index.sinks:
-            index.add_sink(sink)
         index.note_rejected(sink, refusal.seq, id_, size, refusal.at.isoformat(), refusal.why)
         row = index.find(id_)
         if row is not None and row.seq == refusal.seq and index.leave(row.seq, sink) and not index.waited_for(row.seq):

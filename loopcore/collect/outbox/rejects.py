@@ -78,6 +78,11 @@ class Rejects:
         refusal = msgspec.json.decode(data, type=Refusal)
         return refusal, len(data) + refusal.info.image_bytes
 
+    def whole(self, sink: str, seq: int) -> bool:
+        """Whether nobody has removed the JSON or the image."""
+        path = self.path(sink, seq)
+        return path.exists() and path.with_suffix("").exists()
+
     def remove(self, sink: str, seq: int) -> None:
         path = self.path(sink, seq)
         for file in (path, path.with_suffix("")):

@@ -8,6 +8,7 @@ from contextlib import suppress
 
 from loopcore.collect.outbox.index import Index
 from loopcore.collect.outbox.records import DamagedError, Found, scan
+from loopcore.collect.outbox.reserve import Reserve
 from loopcore.collect.outbox.rows import Row
 from loopcore.collect.outbox.segments import Segments
 from loopcore.collect.outbox.terms import Bounds
@@ -30,6 +31,7 @@ class Room:
         bounds: What the operator allows.
         index: The index.
         segments: The segments.
+        reserve: What is given up when the disk is full.
         disk: Says how much of the disk is free.
         at: The wall clock's time as text, for the list of drops.
         damaged: Takes a sample out whose record cannot be read.
@@ -40,6 +42,7 @@ class Room:
         bounds: Bounds,
         index: Index,
         segments: Segments,
+        reserve: Reserve,
         disk: Disk,
         at: Callable[[], str],
         damaged: Callable[[Row], None],
@@ -47,6 +50,7 @@ class Room:
         self._bounds = bounds
         self._index = index
         self._segments = segments
+        self._reserve = reserve
         self._disk = disk
         self._at = at
         self._damaged = damaged
@@ -54,6 +58,8 @@ class Room:
 
     def begin(self) -> None:
         """Look at the disk; once a turn."""
+        if self._reserve.given_up:
+            self._reserve.keep()
         self._free = self._disk.free(self._segments.folder) if self._bounds.min_free else 0
         self._disk_bytes = self._index.disk_bytes
 
@@ -68,6 +74,8 @@ class Room:
         Raises:
             OutboxFullError: It does not fit, by the operator's rule.
         """
+        if self._reserve.given_up:
+            raise OutboxFullError("the disk is full; what is left of it is for noting what was delivered")
         rule = self._bounds.when_full
         while bound := self._reached(need, more):
             if bound != "max_count" and self._regain(_WORTH_MOVING[rule]):

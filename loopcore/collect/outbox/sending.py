@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -13,7 +14,7 @@ from loopcore.collect.outbox.reader import Reader
 from loopcore.collect.outbox.records import DamagedError
 from loopcore.collect.outbox.rejects import Refusal, Rejects
 from loopcore.collect.outbox.rows import Row, SinkRow
-from loopcore.collect.outbox.terms import Lease, Taker
+from loopcore.collect.outbox.terms import Lease, Listed, Taker
 from loopcore.types import Sample
 
 logger = logging.getLogger(__name__)
@@ -102,7 +103,10 @@ class Sending:
         chosen: list[Lease] = []
         size = 0
         more = False
-        for rank, revision, row in self._index.waiting(sink, max_count + len(held) + 1):
+        limit = max_count + len(held) + 1
+        seen = 0
+        for rank, revision, row in self._index.waiting(sink, limit):
+            seen += 1
             if row.seq in held:
                 continue
             size += row.image_bytes
@@ -110,10 +114,12 @@ class Sending:
                 more = True
                 break
             chosen.append(_lease(row, revision, rank))
+        if not more and seen != min(known.waiting, limit):
+            raise sqlite3.DatabaseError(f"{known.waiting} samples wait for {sink!r}, and {seen} of them are there")
         self._leases.take(sink, chosen)
         return chosen, more
 
-    def read(self, leases: Sequence[Lease]) -> list[Sample | None]:
+    def read(self, leases: Sequence[Lease | Listed]) -> list[Sample | None]:
         """The samples that are sound and where they were when leased. From any thread."""
         samples: list[Sample | None] = []
         for lease in leases:
@@ -123,7 +129,7 @@ class Sending:
             samples.append(sample)
         return samples
 
-    def read_again(self, lease: Lease) -> Sample | None:
+    def read_again(self, lease: Lease | Listed) -> Sample | None:
         """The same inside a turn; what is not sound is taken out of the queue."""
         row = self._index.at(lease.seq)
         sample = self._reader.checked(row) if row and row.id.hex() == lease.id else None
@@ -145,10 +151,11 @@ class Sending:
         sample = self._reader.checked(row) if row else None
         if row is None or known is None or sample is None:
             return
-        refusal = Refusal(sink=sink, seq=row.seq, why=why, at=self._now(), info=sample.info)
-        if not self._settle(sink, lease):
+        if not self._index.waits(lease.seq, sink, lease.revision):
             return  # dropped, or come again with something new, which the sink may take
-        size = self._rejects.add(refusal, sample.image)
+        refusal = Refusal(sink=sink, seq=row.seq, why=why, at=self._now(), info=sample.info)
+        size = self._rejects.add(refusal, sample.image)  # where the disk refuses, the place stands
+        self._settle(sink, lease)
         self._index.touch(known).rejected += 1
         self._index.note_rejected(sink, row.seq, row.id, size, refusal.at.isoformat(), why)
         self._trim_rejected()

@@ -11,10 +11,13 @@ from pathlib import Path
 
 from loopcore.collect.outbox import recovery
 from loopcore.collect.outbox.accepting import Accepting
+from loopcore.collect.outbox.checking import Checking
 from loopcore.collect.outbox.clock import AgeClock
 from loopcore.collect.outbox.desk import Desk
+from loopcore.collect.outbox.index import is_damage, is_full
 from loopcore.collect.outbox.reader import Reader
 from loopcore.collect.outbox.rejects import Rejects
+from loopcore.collect.outbox.reserve import Reserve
 from loopcore.collect.outbox.room import Room
 from loopcore.collect.outbox.segments import Segments
 from loopcore.collect.outbox.sending import Leases, Sending
@@ -27,6 +30,7 @@ from loopcore.types import SampleInfo
 logger = logging.getLogger(__name__)
 
 _SEGMENT_BYTES = (1 << 16, 1 << 25)
+_TRIES = 3
 _OPEN_TURNS = 64
 _OPEN_BYTES = 1 << 23
 """How many turns, and how many bytes of a segment, the index may be behind the segments after a crash."""
@@ -42,16 +46,19 @@ class Store:
     bound applies again.
 
     Attributes:
-        accepting: Takes samples in. This and the next two are new once the index was made anew: ask for them in a job.
+        accepting: Takes samples in. These four are new once the index was made anew: ask for them in a job.
         sending: Hands samples out.
         desk: Answers a person.
+        checking: Says whether all is sound.
         leases: What is in hand for sinks.
-        turn_bytes: How many bytes the jobs of one turn should add at most.
+        turn_bytes: How many bytes the jobs of one turn should add at most, and from which size on a segment is full;
+            by default a part of `max_bytes`.
     """
 
     accepting: Accepting
     sending: Sending
     desk: Desk
+    checking: Checking
 
     def __init__(
         self,
@@ -62,15 +69,17 @@ class Store:
         disk: Disk,
         now: Callable[[], datetime],
         uptime: Callable[[], float],
+        segment_bytes: int | None = None,
     ) -> None:
         self.folder = folder
         self.leases = Leases()
-        self.turn_bytes = min(max(bounds.max_bytes // 32, _SEGMENT_BYTES[0]), _SEGMENT_BYTES[1])
+        self.turn_bytes = segment_bytes or min(max(bounds.max_bytes // 32, _SEGMENT_BYTES[0]), _SEGMENT_BYTES[1])
         self._bounds = bounds
         self._takers = {taker.name: taker for taker in takers}
         self._disk = disk
         self._now = now
         self._clock = AgeClock(now, uptime)
+        self._reserve = Reserve(folder / "reserve", disk)
         self._segments = Segments(folder / "segments", disk, self.turn_bytes)
         self._later: list[Callable[[], None]] = []
         self._held = ExitStack()
@@ -84,6 +93,7 @@ class Store:
             recovery.make_folder(self._segments.folder, self._disk)
             self._held.enter_context(locked(self.folder / "lock"))
             self._open_index()
+            self._reserve.keep()
         except (OSError, sqlite3.Error) as exc:
             self._held.close()
             raise StorageError(f"cannot open the outbox {self.folder}: {exc}") from exc
@@ -92,6 +102,16 @@ class Store:
             raise
 
     def _open_index(self) -> None:
+        try:
+            self._make_index()
+        except sqlite3.DatabaseError as exc:
+            if not is_damage(exc):
+                raise
+            logger.error("The index of the outbox is damaged and is made anew error=%s", exc)  # noqa: TRY400
+            self._set_index_aside()
+            self._make_index()
+
+    def _make_index(self) -> None:
         self._index = recovery.open_index(self.folder / "index.db", self._disk)
         try:
             self._assemble()
@@ -99,11 +119,18 @@ class Store:
             self._index.close()
             raise
 
+    def _set_index_aside(self) -> None:
+        recovery.set_aside(self.folder / "index.db", self._disk)
+        self._later.clear()
+        self._segments.discard()
+        self._segments.size = 0
+        self._behind = False
+
     def _assemble(self) -> None:
         index, segments, takers = self._index, self._segments, self._takers
         self._rejects = rejects = Rejects(self.folder, self._disk)
         reader = Reader(index, segments, rejects)
-        room = Room(self._bounds, index, segments, self._disk, self._at, reader.damaged)
+        room = Room(self._bounds, index, segments, self._reserve, self._disk, self._at, reader.damaged)
         self.accepting = Accepting(index, segments, room, reader, self._clock, takers)
         self.sending = Sending(
             index,
@@ -116,8 +143,9 @@ class Store:
             self._now,
             self._later.append,
         )
+        self.checking = checking = Checking(index, reader, rejects, self._later.append)
         self.desk = Desk(
-            index, segments, reader, self.accepting, rejects, room, self._clock, takers, self._later.append
+            index, segments, reader, self.accepting, rejects, checking, room, self._clock, takers, self._later.append
         )
         self._room = room
         index.begin(0)
@@ -125,10 +153,17 @@ class Store:
         self._clock.resume(index.state.age, index.state.wall)
         for taker in takers.values():
             self._welcome(taker)
+        if index.fresh:  # nobody knows how far a sink was that is not in the TOML, or that no TOML was read
+            for sink in index.sinks.values():
+                if sink.name not in takers:
+                    index.touch(sink).backfill_end = index.state.next_seq
         index.by_value(self._bounds.when_full == "drop_least_valuable")
         self._end(commit=True)
-        for number in set(segments.numbers()) - set(index.segments):
-            segments.unlink(number)
+        index.fresh = False
+        if unknown := set(segments.numbers()) - set(index.segments):
+            index.check_segments()
+            for number in unknown:
+                segments.unlink(number)
 
     def _welcome(self, taker: Taker) -> None:
         known = self._index.sinks.get(taker.name)
@@ -156,33 +191,42 @@ class Store:
 
     def turn(self, jobs: Sequence[Job]) -> None:
         """Run the jobs; each gets a result or an error."""
-        try:
-            self._attempt(jobs)
-        except OSError as exc:
-            error = StorageError(f"cannot write to {self._segments.folder}: {exc.strerror or exc}")
-            logger.error("The outbox cannot be written to and takes nothing in error=%s", error)  # noqa: TRY400
-            _fail([job for job in jobs if job.writes], error)
-            self._again([job for job in jobs if not job.writes])
-        except sqlite3.OperationalError as exc:
-            _fail(jobs, StorageError(f"cannot write to the index of {self.folder}: {exc}"))
-        except sqlite3.DatabaseError as exc:
-            logger.error("The index of the outbox is damaged and is made anew error=%s", exc)  # noqa: TRY400
-            self._again(jobs, anew=True)
+        self._try(jobs, _TRIES)
 
-    def _again(self, jobs: Sequence[Job], *, anew: bool = False) -> None:
+    def _try(self, jobs: Sequence[Job], tries: int) -> None:
         if not jobs:
             return
         try:
-            if anew:
+            self._attempt(jobs)
+        except (OSError, sqlite3.DatabaseError) as exc:
+            again = self._mend(jobs, exc) if tries > 1 else []
+            _fail(
+                [job for job in jobs if job not in again], StorageError(f"cannot write to {self.folder}: {_why(exc)}")
+            )
+            self._try(again, tries - 1)
+
+    def _mend(self, jobs: Sequence[Job], exc: OSError | sqlite3.DatabaseError) -> Sequence[Job]:
+        """Do what can be done after a turn that has failed, and return which of its jobs may succeed now."""
+        if isinstance(exc, OSError):
+            logger.error("The outbox cannot be written to and takes nothing in error=%s", _why(exc))
+        elif is_full(exc):
+            if all(job.writes for job in jobs) or not self._reserve.give_up():
+                return []
+            logger.error("The disk is full; the outbox gives up its reserve to note what was delivered")
+        elif is_damage(exc):
+            logger.error("The index of the outbox is damaged and is made anew error=%s", exc)
+            try:
                 self._segments.close()
                 self._index.close()
-                recovery.set_aside(self.folder / "index.db", self._disk)
-                self._segments.size = 0
-                self._behind = False
-                self._open_index()
-            self._attempt(jobs)
-        except (OSError, sqlite3.Error) as exc:
-            _fail(jobs, StorageError(f"cannot write to the outbox {self.folder}: {exc}"))
+                self._set_index_aside()
+                self._make_index()
+            except (OSError, sqlite3.Error):
+                logger.exception("The index of the outbox cannot be made anew")
+                return []
+            return jobs
+        else:
+            return []
+        return [job for job in jobs if not job.writes]
 
     def _attempt(self, jobs: Sequence[Job]) -> None:
         if self._behind:
@@ -239,6 +283,10 @@ class Store:
 
     def _at(self) -> str:
         return self._now().isoformat()
+
+
+def _why(exc: OSError | sqlite3.DatabaseError) -> str:
+    return (exc.strerror if isinstance(exc, OSError) else None) or str(exc)
 
 
 def _fail(jobs: Sequence[Job], error: StorageError) -> None:

@@ -87,6 +87,8 @@ class Listed(Struct, frozen=True, kw_only=True):
     Attributes:
         seq: Its place in the queue.
         id: The sample's id.
+        revision: Which content.
+        place: Where it lay when it was listed.
         image_bytes: Size of the image.
         urgent: As in the sample.
         age_s: How long it has waited, in seconds.
@@ -95,6 +97,8 @@ class Listed(Struct, frozen=True, kw_only=True):
 
     seq: int
     id: str
+    revision: int
+    place: Place
     image_bytes: int
     urgent: bool
     age_s: float

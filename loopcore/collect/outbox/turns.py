@@ -52,14 +52,26 @@ class Turns:
         self._waiting: deque[Job] = deque()
         self._taken = False
         self._limiter: CapacityLimiter | None = None
+        self._open = False
 
-    async def alone(self, work: Callable[[], T]) -> T:
-        """Run something in the worker thread outside of any turn, as for opening and closing."""
-        self._limiter = self._limiter or CapacityLimiter(1)
+    async def begin(self, work: Callable[[], T]) -> T:
+        """Run something in the worker thread, and take jobs from then on."""
+        self._limiter = CapacityLimiter(1)
+        result = await to_thread.run_sync(work, limiter=self._limiter)
+        self._open = True
+        return result
+
+    async def end(self, work: Callable[[], T]) -> T:
+        """Take no more jobs, and run something in the worker thread after the turn that has begun."""
+        self._open = False
         return await to_thread.run_sync(work, limiter=self._limiter)
 
     async def take(self, run: Callable[[], T], *, durable: bool = False, writes: int = 0) -> T:
-        """Run a job in the next turn and return its result; see `Job`. Once begun it is not cancelled."""
+        """Run a job in the next turn and return its result; see `Job`. Once begun it is not cancelled.
+
+        Raises:
+            StorageError: The outbox is closed.
+        """
         await checkpoint_if_cancelled()  # a caller that does nothing else would never see that it was cancelled
         job = Job(run, durable=durable, writes=writes)
         self._waiting.append(job)
@@ -82,7 +94,11 @@ class Turns:
             jobs.append(self._waiting.popleft())
             size += jobs[-1].writes
         try:
-            await to_thread.run_sync(self._work, jobs, limiter=self._limiter)
+            if self._open:
+                await to_thread.run_sync(self._work, jobs, limiter=self._limiter)
+            else:
+                for job in jobs:
+                    job.error = StorageError("the outbox is closed; nothing was accepted")
         except BaseException as exc:
             for job in jobs:
                 job.error = StorageError(f"the turn of the outbox ended early: {exc!r}")

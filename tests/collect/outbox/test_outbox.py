@@ -6,6 +6,7 @@ import sqlite3
 import threading
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from loopcore.collect.outbox import Outbox, Taker
@@ -408,3 +409,34 @@ async def test_space_held_by_few_samples_is_given_back(tmp_path, sample, bounds)
         leases = await outbox.lease("b", **ALL)
         assert [lease.id for lease in leases] == names[::20]
         assert all(await outbox.read(leases))
+
+
+async def test_a_closed_outbox_takes_nothing_and_stays_whole(tmp_path, sample, bounds):
+    async with Outbox(tmp_path, bounds(), [A]) as outbox:
+        kept = await outbox.accept(*sample(1))
+    with pytest.raises(StorageError, match="closed"):
+        await outbox.accept(*sample(2))
+    with pytest.raises(StorageError, match="closed"):
+        await outbox.status()
+    assert not list(tmp_path.glob("*.damaged*"))
+    async with Outbox(tmp_path, bounds(), [A]) as outbox:
+        assert await ids(outbox, "a") == [kept.id]
+
+
+async def test_what_waits_while_the_outbox_closes_is_told_so(tmp_path, sample, bounds):
+    accepted, refused = [], []
+
+    async def accept(outbox, number):
+        try:
+            accepted.append((await outbox.accept(*sample(number))).id)
+        except StorageError:
+            refused.append(number)
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as group, Outbox(tmp_path, bounds(), [A]) as outbox:
+            for number in range(30):
+                group.start_soon(accept, outbox, number)
+            await anyio.lowlevel.checkpoint()
+    assert len(accepted) + len(refused) == 30
+    async with Outbox(tmp_path, bounds(), [A]) as outbox:
+        assert set(await ids(outbox, "a")) >= set(accepted)

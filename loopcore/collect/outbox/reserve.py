@@ -1,0 +1,54 @@
+"""Room for the last words on a full disk."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from loopcore.files import Disk
+
+_BYTES = 1 << 20
+
+
+class Reserve:
+    """A file that is given up when the disk is full.
+
+    The index grows a little when it notes what was delivered. Without room for that nothing would leave a full disk,
+    though the sinks take everything.
+
+    Args:
+        path: Of the file.
+        disk: How files are changed.
+
+    Attributes:
+        given_up: The disk was full, and has not recovered yet.
+    """
+
+    def __init__(self, path: Path, disk: Disk) -> None:
+        self._path = path
+        self._disk = disk
+        self.given_up = False
+
+    def keep(self) -> None:
+        """Take the room, if there is enough of it; best effort."""
+        with suppress(OSError):
+            if not self._path.exists():
+                if self._disk.free(self._path.parent) < 2 * _BYTES:
+                    return
+                self._take()
+            self.given_up = False
+
+    def give_up(self) -> bool:
+        """Give the room back. Whether there was any."""
+        with suppress(OSError):
+            self._disk.unlink(self._path)
+            self.given_up = True
+            return True
+        return False
+
+    def _take(self) -> None:
+        descriptor = self._disk.open(self._path)
+        try:
+            self._disk.write(descriptor, [bytes(_BYTES)])
+        finally:
+            self._disk.close(descriptor)
