@@ -401,7 +401,7 @@ async def test_a_plugin_s_fault_is_logged_once_with_where_it_happened(
         for _ in range(3):
             with pytest.raises(PluginError):
                 await service.predict(Encoded(make_jpeg(1, width=13), "image/jpeg"))
-    (record,) = [record for record in caplog.records if record.name == "loopcore.pipeline"]
+    (record,) = [record for record in caplog.records if record.name == "loopcore.pipeline.service"]
     assert record.exc_info
     assert isinstance(record.exc_info[1].__cause__, ZeroDivisionError)  # type: ignore[union-attr]
 

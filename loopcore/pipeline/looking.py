@@ -1,40 +1,26 @@
-"""Frames through infer into collect: what stands behind every source and every route, as `Service`.
-
-One frame is one hop to a worker thread: decode, infer and select happen there together. What is kept waits for the
-outbox, and for nothing else.
-"""
+"""What is done with a frame in a worker thread: decode, infer, select, and encode what is to be kept."""
 
 from __future__ import annotations
 
-import logging
-from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
-from anyio import to_thread
 from msgspec import Struct
 from msgspec.structs import replace
 
 from loopcore import imaging
 from loopcore.abc import Backend
-from loopcore.collect.owed import Owed
-from loopcore.errors import FrameError, LoopcoreError, PluginError, StorageError
-from loopcore.infer.batching import Batcher
-from loopcore.infer.serving import Serving
-from loopcore.infer.threads import Threads
+from loopcore.errors import FrameError, LoopcoreError, PluginError
 from loopcore.types import (
     RGB,
-    Annotation,
-    Answer,
     Encoded,
     Frame,
     FrameInfo,
     Image,
     Keep,
-    ModelInfo,
     Pixels,
     Prediction,
     SampleInfo,
@@ -44,31 +30,20 @@ from loopcore.types import (
 )
 
 if TYPE_CHECKING:
-    from loopcore.collect.outbox import Outbox
+    from loopcore.collect.owed import Owed
     from loopcore.collect.selection import Selection
     from loopcore.hooks import Hooks
 
-_log = logging.getLogger(__name__)
-
 _JSON = msgspec.json.Encoder()
 _PREDICTION = msgspec.json.Decoder(Prediction)
-_SAMPLE = msgspec.json.Decoder(SampleInfo)
 
 UNSUPPORTED = 415
 """The status of a `FrameError` for a media type that imaging does not read."""
 
 
-class Controls(Struct, frozen=True):
-    """What the node can be told, handed to the pipeline so that `Service` is complete."""
+class Call(Struct):
+    """A frame as it was handed in."""
 
-    set_model: Callable[[str], Awaitable[None]]
-    reload: Callable[[], Awaitable[None]]
-    hold_updates: Callable[[bool], Awaitable[None]]
-    set_outbox: Callable[[bool], Awaitable[None]]
-    status: Callable[[], Awaitable[dict[str, Any]]]
-
-
-class _Call(Struct):
     image: Image
     time: datetime
     camera: str | None
@@ -83,180 +58,33 @@ class _Opened(Struct):
     image: Image
 
 
-class _Seen(Struct):
+class Seen(Struct):
+    """What became of a frame; `sample` if it is to be kept."""
+
     info: FrameInfo
     prediction: Prediction
     sample: tuple[SampleInfo, bytes] | None = None
 
 
-class Pipeline:
-    """The node's `Service`.
+class Looker:
+    """Looks at frames with the model and the selectors. All methods block, and may run in several threads at once.
 
     Args:
-        serving: The model.
         selection: The selectors.
-        outbox: Where samples go.
-        hooks: Who else wants to know.
-        controls: What the node does when it is told to.
-        max_waiting: How many frames may wait for the model; one more is a `BusyError`.
+        hooks: Plugins that read what the core does not.
+        owed: The samples that the disk has refused.
         max_pixels: Larger pictures are refused before they are decoded.
-        threads: Where frames are worked on.
-        at_once: How many calls of the backend may run at a time, at most.
     """
 
-    def __init__(
-        self,
-        *,
-        serving: Serving,
-        selection: Selection,
-        outbox: Outbox,
-        hooks: Hooks,
-        controls: Controls,
-        threads: Threads,
-        max_waiting: int = 64,
-        max_pixels: int = 100_000_000,
-        at_once: int = 2,
-    ) -> None:
-        self._serving = serving
+    def __init__(self, selection: Selection, hooks: Hooks, owed: Owed, max_pixels: int) -> None:
         self._selection = selection
-        self._outbox = outbox
         self._hooks = hooks
-        self._controls = controls
+        self._owed = owed
         self._max_pixels = max_pixels
-        self._at_once = at_once
-        self._batcher: Batcher[Backend, _Call, _Seen] = Batcher(
-            serving.borrow, self._look, threads=threads, max_waiting=max_waiting
-        )
-        self._counts: Counter[str] = Counter()
-        self._fault = ""
-        self._owed = Owed()
 
-    def fit(self, backend: Backend) -> None:
-        """Take note of how much the backend that serves now can do at a time."""
-        overlap = min(backend.max_overlap, self._at_once)
-        self._batcher.set_capacity(max_batch=max(1, backend.max_batch), overlap=max(1, overlap))
-
-    async def predict(
-        self,
-        image: Image,
-        *,
-        camera: str | None = None,
-        captured: datetime | None = None,
-        tags: Sequence[str] = (),
-        source: str | None = None,
-        keep: Keep = Keep.SELECTED,
-    ) -> Answer:
-        self._counts["frames"] += 1
-        self._owed.forget_old()
-        try:
-            call = _call(image, camera, captured, tags, source, keep)
-            seen = await self._batcher.submit(call)
-            sample = await self._accept_wanted(*seen.sample) if seen.sample else None
-        except LoopcoreError as exc:
-            self._note(exc)
-            raise
-        self._hooks.prediction_made(seen.info, seen.prediction)
-        return Answer(
-            prediction=seen.prediction,
-            width=seen.info.width,
-            height=seen.info.height,
-            sample_id=sample.id if sample else None,
-            reasons=sample.reasons if sample else (),
-        )
-
-    def select(self, info: FrameInfo, prediction: Prediction) -> tuple[str, ...]:
-        return self._selection.consider(info, prediction, None)
-
-    async def keep(
-        self,
-        image: Image,
-        *,
-        camera: str | None = None,
-        captured: datetime | None = None,
-        tags: Sequence[str] = (),
-        source: str | None = None,
-        prediction: Prediction | None = None,
-        annotations: Sequence[Annotation] | None = None,
-        reasons: Sequence[str] = (),
-        state: str | None = None,
-        urgent: bool = False,
-    ) -> str:
-        call = _call(image, camera, captured, tags, source, Keep.ALL)
-        info, encoded = await to_thread.run_sync(self._stored, call)
-        sample = _sample(
-            info,
-            encoded,
-            prediction,
-            merged((), tuple(reasons)),
-            annotations=None if annotations is None else tuple(annotations),
-            state=state,
-            urgent=urgent,
-        )
-        try:
-            _SAMPLE.decode(_JSON.encode(sample))
-        except (msgspec.ValidationError, TypeError, ValueError, OverflowError, RecursionError) as exc:
-            raise FrameError(f"what is said of the picture cannot be written down: {exc}", status=400) from exc
-        return (await self._accept(sample, encoded.data)).id
-
-    def model(self) -> ModelInfo | None:
-        model = self._serving.model
-        return model.info if model else None
-
-    async def set_model(self, choice: str) -> None:
-        await self._controls.set_model(choice)
-
-    async def reload(self) -> None:
-        await self._controls.reload()
-
-    async def hold_updates(self, hold: bool) -> None:
-        await self._controls.hold_updates(hold)
-
-    async def set_outbox(self, sending: bool) -> None:
-        await self._controls.set_outbox(sending)
-
-    async def status(self) -> dict[str, Any]:
-        return await self._controls.status()
-
-    def report(self) -> dict[str, Any]:
-        """The pipeline's own part of the status: frames since the start, by what became of them."""
-        counts = dict(self._counts)
-        return {
-            "frames": counts.pop("frames", 0),
-            "kept": counts.pop("kept", 0),
-            "unwanted": counts.pop("unwanted", 0),
-            "failed": counts,
-            "waiting": self._batcher.waiting,
-            "running": self._batcher.running,
-        }
-
-    def _note(self, exc: LoopcoreError) -> None:
-        self._counts[type(exc).__name__] += 1
-        if isinstance(exc, PluginError) and str(exc) != self._fault:
-            self._fault = str(exc)
-            _log.error("A plugin broke its contract on a frame: %s", exc, exc_info=exc)
-
-    async def _accept_wanted(self, sample: SampleInfo, data: bytes) -> SampleInfo | None:
-        if not self._outbox.wanted(sample):
-            self._counts["unwanted"] += 1
-            return None
-        try:
-            accepted = await self._accept(sample, data)
-        except StorageError:
-            self._owed.add(sample)
-            raise
-        self._owed.settle(sample.id)
-        return accepted
-
-    async def _accept(self, sample: SampleInfo, data: bytes) -> SampleInfo:
-        accepted = await self._outbox.accept(sample, data)
-        self._counts["kept"] += 1
-        self._hooks.sample_kept(accepted)
-        return accepted
-
-    # What follows runs in worker threads.
-
-    def _look(self, backend: Backend, calls: Sequence[_Call]) -> Sequence[_Seen | Exception]:
-        outcomes: list[_Seen | Exception] = []
+    def look(self, backend: Backend, calls: Sequence[Call]) -> Sequence[Seen | Exception]:
+        """What became of each frame, in order; an exception is that frame's own."""
+        outcomes: list[Seen | Exception] = []
         opened = [_attempt(self._open, call, backend) for call in calls]
         answers = iter(_infer(backend, [one.frame for one in opened if isinstance(one, _Opened)]))
         for call, one in zip(calls, opened, strict=True):
@@ -267,7 +95,7 @@ class Pipeline:
                 outcomes.append(found)
         return outcomes
 
-    def _open(self, call: _Call, backend: Backend) -> _Opened:
+    def _open(self, call: Call, backend: Backend) -> _Opened:
         image = call.image
         if isinstance(image, Encoded):
             known = self._probe(image)
@@ -291,23 +119,23 @@ class Pipeline:
                 raise
             return Pixels(pixels)
 
-    def _judge(self, call: _Call, opened: _Opened, prediction: Prediction) -> _Seen:
+    def _judge(self, call: Call, opened: _Opened, prediction: Prediction) -> Seen:
         info = opened.frame.info
         if call.keep is Keep.NONE:
-            return _Seen(info, prediction)
+            return Seen(info, prediction)
         frame = opened.frame if self._selection.needs_image else None
         reasons = self._selection.consider(info, prediction, frame)
         wanted = bool(reasons) or call.keep is Keep.ALL
         if not wanted and not self._owed:
-            return _Seen(info, prediction)
+            return Seen(info, prediction)
         encoded = _encoded(opened.image)
-        sample = _sample(info, encoded, prediction, reasons)
+        sample = make_sample(info, encoded, prediction, reasons)
         owed = self._owed.reasons(sample.id)
         if not wanted and owed is None:
-            return _Seen(info, prediction)
-        return _Seen(info, prediction, (replace(sample, reasons=merged(owed or (), reasons)), encoded.data))
+            return Seen(info, prediction)
+        return Seen(info, prediction, (replace(sample, reasons=merged(owed or (), reasons)), encoded.data))
 
-    def _stored(self, call: _Call) -> tuple[FrameInfo, Encoded]:
+    def stored(self, call: Call) -> tuple[FrameInfo, Encoded]:
         """An image that is kept as it is, without a model: only its header is read."""
         image = call.image
         if isinstance(image, Encoded):
@@ -362,7 +190,7 @@ def _broken(exc: BaseException) -> PluginError:
     return fault
 
 
-def _frame_info(call: _Call, width: int, height: int) -> FrameInfo:
+def _frame_info(call: Call, width: int, height: int) -> FrameInfo:
     return FrameInfo(
         width=width,
         height=height,
@@ -374,9 +202,14 @@ def _frame_info(call: _Call, width: int, height: int) -> FrameInfo:
     )
 
 
-def _call(
+def make_call(
     image: Image, camera: str | None, captured: datetime | None, tags: Sequence[str], source: str | None, keep: Keep
-) -> _Call:
+) -> Call:
+    """A frame as it was handed in, with its time in UTC and its names as they can be stored.
+
+    Raises:
+        FrameError: The capture time has no time zone, or is no time in UTC.
+    """
     if captured is not None:
         if captured.tzinfo is None:
             raise FrameError(f"the capture time {captured.isoformat()} has no time zone; write it with one", status=400)
@@ -385,7 +218,7 @@ def _call(
         except OverflowError as exc:
             raise FrameError(f"the capture time {captured.isoformat()} is not a time in UTC", status=400) from exc
     words = tuple(_text(tag) for tag in tags)
-    return _Call(
+    return Call(
         image=image,
         time=captured or datetime.now(UTC),
         camera=None if camera is None else _text(camera),
@@ -411,9 +244,10 @@ def _encoded(image: Image) -> Encoded:
     return image if isinstance(image, Encoded) else Encoded(imaging.encode_jpeg(image.array), "image/jpeg")
 
 
-def _sample(
+def make_sample(
     info: FrameInfo, image: Encoded, prediction: Prediction | None, reasons: tuple[str, ...], **more: Any
 ) -> SampleInfo:
+    """The sample that a frame becomes; its id follows from the image, the camera and the capture time."""
     digest = image_id(image.data)
     return SampleInfo(
         id=sample_id(digest, info.camera, info.captured),
