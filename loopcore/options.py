@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Mapping
 from datetime import time
+from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +23,7 @@ OptionsT = TypeVar("OptionsT")
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _BINARY_UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _SECONDS = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_MAX_SECRET = 64_000
 _NUMBER = r"\s*(\d+(?:\.\d+)?)\s*"
 
 
@@ -109,7 +112,7 @@ def parse_size(value: object) -> Size:
     """
     units = _UNITS | _BINARY_UNITS
     match = re.fullmatch(_NUMBER + r"([A-Za-z]*)", str(value)) if isinstance(value, (str, int)) else None
-    if isinstance(value, bool) or not match or match[2] not in units:
+    if isinstance(value, bool) or not match or match[2] not in units or not isfinite(float(match[1])):
         raise ValueError(f"Expected a size such as 500_000, '20 GB' or '64 MiB', got {value!r}")
     return Size(float(match[1]) * units[match[2]])
 
@@ -123,7 +126,10 @@ def parse_duration(value: object) -> Duration:
     match = re.fullmatch(_NUMBER + r"([a-z]*)", str(value)) if isinstance(value, (str, int, float)) else None
     if isinstance(value, bool) or not match or (match[2] or "s") not in _SECONDS:
         raise ValueError(f"Expected a duration such as 1.5, '500 ms', '15 min', '2 h' or '30 d', got {value!r}")
-    return Duration(float(match[1]) * _SECONDS[match[2] or "s"])
+    seconds = float(match[1]) * _SECONDS[match[2] or "s"]
+    if not isfinite(seconds):
+        raise ValueError("Expected a duration that ends, such as '30 d'")
+    return Duration(seconds)
 
 
 def _parse_rate(value: object) -> Rate:
@@ -153,8 +159,15 @@ def _parse_secret(value: object, folder: Path) -> Secret:
                 raise ValueError(f"Expected the environment variable {name} to be set")
             return Secret(os.environ[name])
         case {"file": str(name), **rest} if not rest:
-            return Secret((folder / name).expanduser().read_text(encoding="utf-8").strip())
+            return Secret(_read_secret((folder / name).expanduser()))
     raise ValueError("Expected a secret: { env = 'NAME' }, { file = 'path' } or a string")
+
+
+def _read_secret(path: Path) -> str:
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode) or found.st_size > _MAX_SECRET:
+        raise ValueError(f"Expected a file of at most {_MAX_SECRET} bytes, {path} is none")
+    return path.read_text(encoding="utf-8").strip()
 
 
 def _hook(kind: type, value: Any, folder: Path) -> Any:

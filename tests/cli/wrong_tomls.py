@@ -37,6 +37,16 @@ WRONG = {
     "missing secret file": Wrong(
         NODE + '[server]\ntoken = { file = "nope" }\n', 4, "server.token", "no such file or directory"
     ),
+    "endless secret file": Wrong(
+        NODE + '[server]\ntoken = { file = "/dev/zero" }\n', 4, "server.token", "expected a file of at most"
+    ),
+    "folder for a secret": Wrong(NODE + '[server]\ntoken = { file = "." }\n', 4, "server.token", "expected a file of"),
+    "size beyond all numbers": Wrong(
+        NODE + f"[outbox]\nmax_bytes = '{'9' * 5000} GB'\n", 4, "outbox.max_bytes", "expected a size such as"
+    ),
+    "duration beyond all numbers": Wrong(
+        NODE + f"[outbox]\nmax_age = '{'9' * 400} d'\n", 4, "outbox.max_age", "expected a duration that ends"
+    ),
     "wildcard host": Wrong(NODE + '[server]\nallowed_hosts = ["*"]\n', 4, "server.allowed_hosts[0]", "host name"),
     "two backends": Wrong(
         NODE + '[[backend]]\ndriver = "onnx"\n[[backend]]\ndriver = "onnx"\n', 5, "backend[1]", "expected one table"

@@ -47,7 +47,7 @@ class Platform(abc.Platform):
             info = msgspec.json.decode(response.content, type=KeyInfo)
         except RemoteError as exc:
             return [Problem(message=f"Edge Impulse does not answer as it should: {exc}")]
-        except msgspec.DecodeError as exc:
+        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
             return [Problem(message=f"the answer is not Edge Impulse's, is the URL right? ({exc})")]
         if not info.success:  # failures of the application come with status 200
             return [Problem(message=f"Edge Impulse refuses the key: {info.error}")]
