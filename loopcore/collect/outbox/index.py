@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from copy import copy
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +24,15 @@ from loopcore.files import DISK, Disk
 VERSION = 2
 _APPLICATION = 0x4C4F4F50
 _LISTED_DROPS = 1000
+_LAYOUT = """
+SELECT m.name, p.cid, p.name, p.type FROM sqlite_master m, pragma_table_info(m.name) p WHERE m.type = 'table'
+UNION ALL SELECT m.name, p.cid, p.name, m.type FROM sqlite_master m, pragma_index_info(m.name) p
+    WHERE m.type = 'index' AND m.name <> 'samples_value'
+ORDER BY 1, 2, 3
+"""
+_PAGES = 1000
+_SPARING_PAGES = 32
+"""How long the log of the index grows before it is taken into the file."""
 _NOT_DAMAGE = {
     sqlite3.SQLITE_PERM, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_READONLY,
     sqlite3.SQLITE_INTERRUPT, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN,
@@ -81,6 +90,8 @@ class Index:
         elif version < VERSION:
             steps = "".join(UPGRADES[known] for known in range(version, VERSION))
             self._db.executescript(f"BEGIN;{steps}PRAGMA user_version = {VERSION};COMMIT;")
+        if do(_LAYOUT).fetchall() != _layout():
+            raise sqlite3.DatabaseError("the tables are not what was written")
 
     def close(self) -> None:
         with suppress(sqlite3.Error):
@@ -124,6 +135,14 @@ class Index:
     def commit(self) -> None:
         """Make all turns so far survive a power cut."""
         self._db.execute("COMMIT")
+
+    def be_sparing(self, sparing: bool) -> None:
+        """Take as little room as can be beside the file, as on a full disk, or no longer."""
+        self._db.execute(f"PRAGMA wal_autocheckpoint = {_SPARING_PAGES if sparing else _PAGES}")
+        if sparing:
+            if self._db.in_transaction:
+                self.commit()
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def undo(self) -> bool:
         """Undo the turn. Whether earlier ones are undone with it, as when the disk is full."""
@@ -422,6 +441,12 @@ class Index:
 
     def _save_sink(self, sink: SinkRow) -> None:
         self._db.execute("REPLACE INTO sinks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", sealed(astuple(sink)))
+
+
+def _layout() -> list[Any]:
+    with closing(sqlite3.connect(":memory:")) as db:
+        db.executescript(SCHEMA)
+        return db.execute(_LAYOUT).fetchall()
 
 
 def is_damage(exc: sqlite3.Error) -> bool:

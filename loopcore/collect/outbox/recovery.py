@@ -22,10 +22,13 @@ logger = logging.getLogger(__name__)
 
 
 def make_folder(path: Path, disk: Disk) -> None:
-    """Make a folder and those above it, durably."""
+    """Make a folder and those above it, durably; the last two also if a run that made them did not come to the sync."""
     for folder in reversed([path, *path.parents]):
         if not folder.is_dir():
             disk.mkdir(folder)
+        elif folder not in {path, path.parent}:
+            continue
+        with suppress(PermissionError):  # what lies in a folder of somebody else was made by him
             disk.sync_folder(folder.parent)
 
 
@@ -82,7 +85,10 @@ def _read_in(index: Index, segments: Segments, rejects: Rejects, number: int, of
             _put_aside(index, rejects, path, number, piece)
         bad.clear()
         _take_in(index, segments, found.entry, Place(number, found.offset, found.length))
-    index.reach(number, _size(path))
+    size = _size(path)
+    if size > offset:  # a run that was killed may not have come to the sync, and the index is going to rely on it
+        segments.sync(number)
+    index.reach(number, size)
 
 
 def _size(path: Path) -> int:
@@ -145,6 +151,8 @@ def _read_rejected(index: Index, rejects: Rejects) -> None:
         except (StorageError, msgspec.MsgspecError) as exc:
             logger.warning("A file in rejected/ is not understood and is left alone path=%s error=%s", path, exc)
             continue
+        if not rejects.whole(refusal.sink, refusal.seq):
+            continue  # it was being removed, after a retry
         sink, id_ = refusal.sink, bytes.fromhex(refusal.info.id)
         index.note_rejected(sink, refusal.seq, id_, size, refusal.at.isoformat(), refusal.why)
         row = index.find(id_)

@@ -10,6 +10,7 @@ from urllib.parse import quote
 import msgspec
 from msgspec import Struct
 
+from loopcore.errors import StorageError
 from loopcore.files import Disk, read_bounded, write_atomic
 from loopcore.types import SampleInfo
 
@@ -40,6 +41,7 @@ class Rejects:
         self.folder = folder / "rejected"
         self._quarantine = folder / "quarantine"
         self._disk = disk
+        self._durable: set[Path] = set()
 
     def path(self, sink: str, seq: int) -> Path:
         """The JSON; the image is beside it, without suffix."""
@@ -52,14 +54,23 @@ class Rejects:
             StorageError: The disk refused.
         """
         path = self.path(refusal.sink, refusal.seq)
-        for folder in (self.folder, path.parent):
-            if not folder.is_dir():
-                self._disk.mkdir(folder)
-                self._disk.sync_folder(folder.parent)
+        try:
+            for folder in (self.folder, path.parent):
+                self._make(folder)
+        except OSError as exc:
+            raise StorageError(f"cannot make {path.parent}: {exc.strerror or exc}") from exc
         meta = msgspec.json.format(msgspec.json.encode(refusal))
         write_atomic(path.with_suffix(""), image, disk=self._disk)
         write_atomic(path, meta, disk=self._disk)
         return len(meta) + len(image)
+
+    def _make(self, folder: Path) -> None:
+        """Once in a run also one that is there: who made it may not have come to the sync."""
+        if folder in self._durable and folder.is_dir():
+            return
+        self._disk.mkdir(folder)
+        self._disk.sync_folder(folder.parent)
+        self._durable.add(folder)
 
     def read(self, sink: str, seq: int) -> tuple[Refusal, bytes]:
         """A rejected sample; its image is unchecked.
@@ -75,7 +86,10 @@ class Rejects:
     def meta(self, path: Path) -> tuple[Refusal, int]:
         """What a JSON file says, and the size of it with its image; errors as of `read`."""
         data = read_bounded(path, _JSON_BYTES)
-        refusal = msgspec.json.decode(data, type=Refusal)
+        try:
+            refusal = msgspec.json.decode(data, type=Refusal)
+        except UnicodeDecodeError as exc:  # msgspec lets it through
+            raise msgspec.DecodeError(f"{path} is not UTF-8") from exc
         return refusal, len(data) + refusal.info.image_bytes
 
     def whole(self, sink: str, seq: int) -> bool:

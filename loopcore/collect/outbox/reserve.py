@@ -7,7 +7,7 @@ from pathlib import Path
 
 from loopcore.files import Disk
 
-_BYTES = 1 << 20
+MOST_BYTES = 1 << 20
 
 
 class Reserve:
@@ -18,14 +18,16 @@ class Reserve:
 
     Args:
         path: Of the file.
+        size: How many bytes.
         disk: How files are changed.
 
     Attributes:
         given_up: The disk was full, and has not recovered yet.
     """
 
-    def __init__(self, path: Path, disk: Disk) -> None:
+    def __init__(self, path: Path, size: int, disk: Disk) -> None:
         self._path = path
+        self._size = size
         self._disk = disk
         self.given_up = False
 
@@ -33,7 +35,7 @@ class Reserve:
         """Take the room, if there is enough of it; best effort."""
         with suppress(OSError):
             if not self._path.exists():
-                if self._disk.free(self._path.parent) < 2 * _BYTES:
+                if self._disk.free(self._path.parent) < 2 * self._size:
                     return
                 self._take()
             self.given_up = False
@@ -49,6 +51,9 @@ class Reserve:
     def _take(self) -> None:
         descriptor = self._disk.open(self._path)
         try:
-            self._disk.write(descriptor, [bytes(_BYTES)])
+            self._disk.write(descriptor, [bytes(self._size)])
+        except OSError:
+            self._disk.unlink(self._path)
+            raise
         finally:
             self._disk.close(descriptor)

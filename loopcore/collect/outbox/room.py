@@ -60,6 +60,8 @@ class Room:
         """Look at the disk; once a turn."""
         if self._reserve.given_up:
             self._reserve.keep()
+            if not self._reserve.given_up:
+                self._index.be_sparing(False)
         self._free = self._disk.free(self._segments.folder) if self._bounds.min_free else 0
         self._disk_bytes = self._index.disk_bytes
 

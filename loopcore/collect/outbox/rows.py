@@ -58,7 +58,8 @@ def unsealed(stored: Sequence[Any]) -> Sequence[Any]:
         sqlite3.DatabaseError: It is not what was written.
     """
     *values, crc = stored
-    if crc is not None and crc != crc32(_encode(values)):
+    wrong = None in values if crc is None else crc != crc32(_encode(values))
+    if wrong:
         raise sqlite3.DatabaseError("a row of the index is not what was written")
     return values
 

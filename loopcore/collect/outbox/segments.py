@@ -50,8 +50,11 @@ class Segments:
 
     def numbers(self) -> list[int]:
         """The segments that are there, in order."""
-        with os.scandir(self.folder) as entries:
-            names = [entry.name.removesuffix(_SUFFIX) for entry in entries if entry.name.endswith(_SUFFIX)]
+        try:
+            with os.scandir(self.folder) as entries:
+                names = [entry.name.removesuffix(_SUFFIX) for entry in entries if entry.name.endswith(_SUFFIX)]
+        except FileNotFoundError:
+            return []
         return sorted(int(name) for name in names if name.isdecimal())
 
     @property
@@ -81,7 +84,7 @@ class Segments:
             return
         try:
             if self._descriptor is None:
-                self._descriptor = self._disk.open(self.path(self.active))
+                self._descriptor = self._create(self.path(self.active))
                 self._disk.sync_folder(self.folder)
             self._disk.write(self._descriptor, [part for parts in self._added.values() for part in parts])
             self._disk.sync(self._descriptor)
@@ -91,17 +94,41 @@ class Segments:
         self.size += self._added_bytes
         self.discard()
 
+    def sync(self, segment: int) -> None:
+        """What another run has written to a segment survives a power cut.
+
+        Raises:
+            OSError: The disk refused.
+        """
+        descriptor = self._disk.open(self.path(segment), append=True)
+        try:
+            self._disk.sync(descriptor)
+        finally:
+            self._disk.close(descriptor)
+        self._disk.sync_folder(self.folder)
+
+    def _create(self, path: Path) -> int:
+        try:
+            return self._disk.open(path)
+        except FileNotFoundError:  # somebody has removed the folder
+            self._disk.mkdir(self.folder)
+            self._disk.sync_folder(self.folder.parent)
+            return self._disk.open(path)
+
     def discard(self) -> None:
         """Forget what was added and not flushed."""
         self._added.clear()
         self._added_bytes = 0
 
     def roll(self, *, only_full: bool = True) -> None:
-        """Begin a new segment, if the active one is full."""
-        if self.size and not (only_full and self.size < self._limit):
+        """Begin a new segment, if the active one is full, or somebody has removed its file."""
+        if self.size and (not only_full or self.size >= self._limit or self._is_removed()):
             self.close()
             self.active += 1
             self.size = 0
+
+    def _is_removed(self) -> bool:
+        return self._descriptor is not None and not os.fstat(self._descriptor).st_nlink
 
     def close(self) -> None:
         descriptor, self._descriptor = self._descriptor, None

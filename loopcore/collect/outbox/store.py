@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from loopcore.collect.outbox.desk import Desk
 from loopcore.collect.outbox.index import is_damage, is_full
 from loopcore.collect.outbox.reader import Reader
 from loopcore.collect.outbox.rejects import Rejects
-from loopcore.collect.outbox.reserve import Reserve
+from loopcore.collect.outbox.reserve import MOST_BYTES, Reserve
 from loopcore.collect.outbox.room import Room
 from loopcore.collect.outbox.segments import Segments
 from loopcore.collect.outbox.sending import Leases, Sending
@@ -79,7 +79,7 @@ class Store:
         self._disk = disk
         self._now = now
         self._clock = AgeClock(now, uptime)
-        self._reserve = Reserve(folder / "reserve", disk)
+        self._reserve = Reserve(folder / "reserve", min(self.turn_bytes, MOST_BYTES), disk)
         self._segments = Segments(folder / "segments", disk, self.turn_bytes)
         self._later: list[Callable[[], None]] = []
         self._held = ExitStack()
@@ -199,30 +199,27 @@ class Store:
         try:
             self._attempt(jobs)
         except (OSError, sqlite3.DatabaseError) as exc:
-            again = self._mend(jobs, exc) if tries > 1 else []
-            _fail(
-                [job for job in jobs if job not in again], StorageError(f"cannot write to {self.folder}: {_why(exc)}")
-            )
+            again: Sequence[Job] = []
+            if tries > 1:
+                with suppress(OSError, sqlite3.Error):  # then there is nothing to be done
+                    again = self._mend(jobs, exc)
+            error = StorageError(f"cannot write to {self.folder}: {_why(exc)}")
+            _fail([job for job in jobs if job not in again], error)
             self._try(again, tries - 1)
 
     def _mend(self, jobs: Sequence[Job], exc: OSError | sqlite3.DatabaseError) -> Sequence[Job]:
         """Do what can be done after a turn that has failed, and return which of its jobs may succeed now."""
         if isinstance(exc, OSError):
             logger.error("The outbox cannot be written to and takes nothing in error=%s", _why(exc))
-        elif is_full(exc):
-            if all(job.writes for job in jobs) or not self._reserve.give_up():
-                return []
+        elif is_full(exc) and not all(job.writes for job in jobs) and self._reserve.give_up():
             logger.error("The disk is full; the outbox gives up its reserve to note what was delivered")
+            self._index.be_sparing(True)
         elif is_damage(exc):
             logger.error("The index of the outbox is damaged and is made anew error=%s", exc)
-            try:
-                self._segments.close()
-                self._index.close()
-                self._set_index_aside()
-                self._make_index()
-            except (OSError, sqlite3.Error):
-                logger.exception("The index of the outbox cannot be made anew")
-                return []
+            self._segments.close()
+            self._index.close()
+            self._set_index_aside()
+            self._make_index()
             return jobs
         else:
             return []
