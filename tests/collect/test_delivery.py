@@ -290,6 +290,31 @@ async def test_ten_refusals_in_a_row_pause_the_sink_and_reject_nothing(tmp_path:
         assert told.rejected == []
 
 
+async def test_refusal_that_was_under_way_when_someone_resumed_the_sink_rejects_nothing(tmp_path: Path) -> None:
+    sink, told = ScriptedSink(in_flight=2), Told()
+    answer, under_way = anyio.Event(), anyio.Event()
+
+    async def hold(samples: Sequence[Sample]) -> None:
+        if samples[0].image == b"slow" and not answer.is_set():
+            under_way.set()
+            await answer.wait()
+            raise RejectedError("answered 422", status=422)
+
+    sink.before = hold  # type: ignore[method-assign]
+    async with outbox_in(tmp_path) as outbox:
+        await keep(outbox, "slow")
+        delivery = deliver(sink, outbox, told)
+        async with delivering(delivery):
+            await under_way.wait()
+            delivery.pause()
+            delivery.resume()
+            answer.set()
+            await keep(outbox, *names(3))
+            await sink.until(lambda: len(sink.accepted) == 4)
+            await delivery.drained()
+        assert (await waiting(outbox), told.rejected) == (0, [])
+
+
 @pytest.mark.parametrize("status", [401, 403, 404, 405, 408, 421, 425, 429, 500, 301])
 async def test_refusal_with_a_status_that_is_not_final_rejects_nothing(tmp_path: Path, status: int) -> None:
     tries = iter(range(100))

@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from hashlib import sha256
+from itertools import count
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -59,6 +60,7 @@ driver = "always"
 [[sinks]]
 driver = "http"
 url = "{url}"
+headers = {{ X-Life = "{life}" }}
 
 [[sinks]]
 driver = "folder"
@@ -92,7 +94,8 @@ class Receiver:
         keys: Under which idempotency keys each content came, by its SHA-256.
         times: How often each key came.
         wrong: What was not whole, or not what its JSON says.
-        repeated: What came twice from one process of the node, though it was told each time that it had arrived.
+        honest: The lives, one for each process of the node, in which it is told the truth each time.
+        repeated: What came twice in such a life.
     """
 
     def __init__(self) -> None:
@@ -100,13 +103,8 @@ class Receiver:
         self.times: Counter[str] = Counter()
         self.wrong: list[str] = []
         self.repeated: list[str] = []
-        self._came: set[str] = set()
-        self._honest = True
-
-    def begin(self, *, honest: bool) -> None:
-        """Another process of the node; whether it hears the truth each time."""
-        self._came.clear()
-        self._honest = honest
+        self.honest: set[str] = set()
+        self._came: set[tuple[str, str]] = set()
 
     def __call__(self, request: Request) -> Reply:
         key = request.headers["idempotency-key"]
@@ -115,9 +113,10 @@ class Receiver:
         if (info.id, info.image_id, info.image_bytes) != (key, digest, len(image)):
             self.wrong.append(key)
         self.times[key] += 1
-        if self._honest and key in self._came:
+        life = request.headers["x-life"]
+        if life in self.honest and (life, key) in self._came:
             self.repeated.append(key)
-        self._came.add(key)
+        self._came.add((life, key))
         had_it = key in self.keys[digest]
         self.keys[digest].add(key)
         return Reply(status=409 if had_it else 201)
@@ -270,20 +269,26 @@ def in_folder(folder: Path) -> dict[str, str]:
 async def campaign(folder: Path, rounds: int, seed: int) -> str:
     """Kill, restart, again; then let it finish, and compare the books. Returns a line of figures."""
     random, books, receiver = Random(seed), Books(), Receiver()
+    lives = count()
     async with LoopbackServer(receiver) as server:
-        (folder / "loop.toml").write_text(TOML.format(url=server.url))
+
+        def begin(*, honest: bool) -> None:
+            life = str(next(lives))
+            receiver.honest |= {life} if honest else set()
+            (folder / "loop.toml").write_text(TOML.format(url=server.url, life=life))
+
         for _ in range(rounds):
             honest = random.random() < 0.5
             server.script(*answers(random, honest=honest))
             with anyio.fail_after(LIMIT_S):
                 if random.random() < 0.25:
-                    receiver.begin(honest=honest)
+                    begin(honest=honest)
                     await kill_while_it_starts(folder, random)
-                receiver.begin(honest=honest)
+                begin(honest=honest)
                 await load_and_kill(folder, books, random)
             server.requests.clear()
         server.script()
-        receiver.begin(honest=True)
+        begin(honest=True)
         async with node(folder) as process, anyio.create_task_group() as tasks:
             with anyio.fail_after(LIMIT_S + rounds):
                 url = await url_of(process)

@@ -11,7 +11,7 @@ import httpx
 import pytest
 import trustme
 
-from loopcore.testing.servers import LoopbackServer, LoseAnswer, Reply, Request, Reset, Serve, Stall
+from loopcore.testing.servers import Late, LoopbackServer, LoseAnswer, Reply, Request, Reset, Serve, Stall, Step
 
 pytestmark = pytest.mark.anyio
 
@@ -60,6 +60,30 @@ async def test_steps_are_taken_one_by_one_and_then_the_application_answers(
     assert [answer.status_code for answer in answers] == [429, 200, 503, 200]
     assert answers[0].headers["retry-after"] == "7"
     assert answers[2].content == b"busy"
+
+
+async def test_late_answer_is_the_application_s(server: LoopbackServer, client: httpx.AsyncClient) -> None:
+    server.script(Late(seconds=0.05))
+    begun = anyio.current_time()
+    assert (await client.post("/", content=b"body")).content == b"body"
+    assert anyio.current_time() - begun >= 0.05
+
+
+@pytest.mark.filterwarnings("ignore:Async generator 'httpx:ResourceWarning")
+async def test_what_is_done_with_a_request_may_depend_on_what_is_in_it(
+    server: LoopbackServer, client: httpx.AsyncClient
+) -> None:
+    def treatment(request: Request) -> Step:
+        return {b"bad": Reply(status=422), b"cut": Reset()}.get(request.body, Serve())
+
+    server.treat(treatment)
+    server.script(Reply(status=503))
+    answers = [(await client.post("/", content=body)).status_code for body in (b"bad", b"bad", b"good")]
+    assert answers == [503, 422, 200]
+    with pytest.raises(httpx.TransportError):
+        await client.post("/", content=b"cut")
+    server.treat(None)
+    assert (await client.post("/", content=b"bad")).status_code == 200
 
 
 @pytest.mark.parametrize("sent", [0, 20])

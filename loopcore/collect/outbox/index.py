@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from copy import copy
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,9 +43,10 @@ T = TypeVar("T")
 
 
 class Index:
-    """The index of one outbox. Everything happens in a turn: from `begin` to `end` or `undo`.
+    """The index of one outbox. Everything happens in a turn: from `begin` to the next one, or `undo`.
 
     What a turn adds to a segment is safe there, so turns that only add share a transaction that `commit` ends later.
+    The totals are written then.
 
     Attributes:
         fresh: There was none before, or an empty file; until it has been filled.
@@ -125,15 +127,10 @@ class Index:
         self.active = active
         if not self._db.in_transaction:
             self._db.execute("BEGIN IMMEDIATE")
-        self._db.execute("SAVEPOINT turn")
-
-    def end(self) -> None:
-        """End a turn; a power cut undoes it until `commit`."""
-        self._save()
-        self._db.execute("RELEASE turn")
 
     def commit(self) -> None:
         """Make all turns so far survive a power cut."""
+        self._save()
         self._db.execute("COMMIT")
 
     def be_sparing(self, sparing: bool) -> None:
@@ -144,18 +141,12 @@ class Index:
                 self.commit()
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
-    def undo(self) -> bool:
-        """Undo the turn. Whether earlier ones are undone with it, as when the disk is full."""
-        with suppress(sqlite3.Error):
-            self._db.execute("ROLLBACK TO turn")
-            self._db.execute("RELEASE turn")
-            self.reload()
-            return False
+    def undo(self) -> None:
+        """Undo the turn, and with it those that share its transaction."""
         with suppress(sqlite3.Error):
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             self.reload()
-        return True
 
     def by_value(self, wanted: bool) -> None:
         """Keep samples in the order of their value, or no longer; costly only when that changes."""
@@ -443,6 +434,7 @@ class Index:
         self._db.execute("REPLACE INTO sinks VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", sealed(astuple(sink)))
 
 
+@cache
 def _layout() -> list[Any]:
     with closing(sqlite3.connect(":memory:")) as db:
         db.executescript(SCHEMA)

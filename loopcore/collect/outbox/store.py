@@ -226,9 +226,9 @@ class Store:
         return [job for job in jobs if not job.writes]
 
     def _attempt(self, jobs: Sequence[Job]) -> None:
-        if self._behind:
-            self._catch_up()
         try:
+            if self._behind:
+                self._catch_up()
             self._segments.roll()
             self._index.begin(self._segments.active)
             self._room.begin()
@@ -238,6 +238,10 @@ class Store:
                     job.result = job.run()
                 except LoopcoreError as exc:
                     job.error = exc
+                except OSError as exc:
+                    if job.writes:
+                        raise
+                    job.error = StorageError(f"cannot read from {self.folder}: {_why(exc)}")
             if self._segments.pending:
                 self._segments.flush()
                 self._index.reach(self._segments.active, self._segments.size)
@@ -247,7 +251,9 @@ class Store:
             self._segments.discard()
             self._later.clear()
             self.leases.undo()
-            self._behind = self._index.undo() or self._behind
+            self._index.undo()
+            self._behind = self._behind or self._open_turns > 0
+            self._open_turns = 0
             raise
 
     def _catch_up(self) -> None:
@@ -255,8 +261,8 @@ class Store:
         self._segments.roll(only_full=False)
         self._index.begin(0)
         recovery.catch_up(self._index, self._segments, self._rejects)
-        self._index.end()
         self._index.commit()
+        self._open_turns = 0
         self._behind = False
 
     def _mark_age(self) -> None:
@@ -264,13 +270,13 @@ class Store:
 
     def _end(self, *, commit: bool) -> None:
         dead = self._index.take_dead()
-        self._index.end()
-        self._open_turns += 1
         state = self._index.state
         grown = state.segment != self._committed[0] or state.offset - self._committed[1] > _OPEN_BYTES
-        if commit or dead or grown or self._open_turns >= _OPEN_TURNS:
+        if commit or dead or grown or self._open_turns + 1 >= _OPEN_TURNS:
             self._index.commit()
             self._open_turns, self._committed = 0, (state.segment, state.offset)
+        else:
+            self._open_turns += 1
         self.leases.confirm()
         for segment in dead:
             self._segments.unlink(segment)
