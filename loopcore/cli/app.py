@@ -26,6 +26,7 @@ COMMANDS = {
     "run": "Run the node that a TOML file configures.",
     "check": "Say what is wrong with a TOML file, without starting anything.",
     "outbox": "Look at the queue of samples, mend it, and carry samples by hand.",
+    "torture": "Try whether an outbox keeps its word on this machine and disk.",
     "plugins": "List what is installed: drivers, hooks and commands.",
 }
 """The core's own commands: each is the function or app of that name, in the module of that name in this folder."""
