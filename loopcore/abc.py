@@ -20,7 +20,7 @@ from contextlib import asynccontextmanager
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeVar
 
 from anyio import AsyncContextManagerMixin
 from msgspec import Struct
@@ -365,7 +365,7 @@ class ModelRegistry(ABC):
 
     @abstractmethod
     async def list(self) -> Sequence[ModelInfo]:
-        """The models it has, newest first.
+        """The models it has, newest first; one entry for each format in which a model can be fetched.
 
         Raises:
             RemoteError: It could not be asked.
@@ -417,24 +417,70 @@ class DeploymentTarget(ABC):
         """Tell the platform how this node is doing: plain data as from `Service.status`."""
 
 
+class StoredImage(Struct, frozen=True, kw_only=True):
+    """An image of a platform, as `ImageStore.fetch` brought it.
+
+    Attributes:
+        id: The platform's id of it.
+        file: The name of its file in the folder; `None` if it could not be had.
+        missing: Why it could not be had, in one sentence: the platform does not have it, or what came is no picture.
+        width: Pixels across, after EXIF rotation.
+        height: Pixels down, likewise.
+        annotations: What a human says is there; `None` if nobody looked.
+        set: `train`, `val` or `test` as the platform has it; `None` if it does not say.
+        state: In the platform's own words.
+        tags: Its tags.
+    """
+
+    id: str
+    file: str | None = None
+    missing: str | None = None
+    width: int = 0
+    height: int = 0
+    annotations: tuple[Annotation, ...] | None = None
+    set: Literal["train", "val", "test"] | None = None
+    state: str | None = None
+    tags: tuple[str, ...] = ()
+
+
 class ImageStore(ABC):
     """Capability: keeps images with predictions and annotations."""
 
     @abstractmethod
     async def images(self, states: Sequence[str] = ()) -> Sequence[str]:
-        """The platform's ids of its images, in a stable order; all states if none is named."""
+        """The platform's ids of its images, in a stable order; all states if none is named.
+
+        Raises:
+            RemoteError: It could not be asked.
+        """
 
     @abstractmethod
-    async def fetch(self, image: str, into: Path) -> Sample:
-        """Download an image with all that is known of it; its bytes also go to the file `into`, whole or not at all."""
+    async def fetch(self, images: Sequence[str], into: Path, got: Callable[[StoredImage], None]) -> None:
+        """Download images with all that is known of them, many at a time.
+
+        A file appears in `into` whole and checked, or not at all; one that is there already is not downloaded again.
+
+        Args:
+            images: The platform's ids.
+            into: A folder.
+            got: Called in the event loop's thread, once for each image, in any order, as it comes.
+
+        Raises:
+            RemoteError: The platform cannot be reached, or what it says of the images cannot be had; `got` was called
+                for some of them. Asking again goes on from there.
+        """
 
     @abstractmethod
     async def add(self, image: str, annotations: Sequence[Annotation]) -> None:
-        """Set the annotations of an image."""
+        """Set the annotations of an image.
+
+        Raises:
+            RejectedError: The platform does not take them.
+        """
 
     @abstractmethod
     async def predictions(self, predictions: Mapping[str, Prediction], model: ModelInfo) -> None:
-        """Hand over what a model found on images, by the platform's ids."""
+        """Hand over what a model found on images, by the platform's ids. Handing over again changes nothing."""
 
 
 class Proposal(Struct, frozen=True, kw_only=True):
@@ -490,14 +536,78 @@ class Job(Struct, frozen=True, kw_only=True):
     """One training to do.
 
     Attributes:
-        id: The platform's name for it, unique on this node.
-        base: The model to start from: its version, a name from `Trainer.pretrained`, or `None` for from scratch.
+        id: The platform's name for it, unique on this node; letters, digits, `.`, `_` and `-`.
+        labels: The labels to train, in the order of the model's channels.
+        base: The model to start from: an id or version in `JobQueue.models`, a name from `Trainer.pretrained`, or
+            `None` for from scratch.
         parameters: The platform's or the person's wishes, passed to the trainer.
+        context: The platform's own words, kept with the job and handed back to the platform.
     """
 
     id: str
+    labels: tuple[str, ...] = ()
     base: str | None = None
     parameters: dict[str, Any] = {}
+    context: dict[str, Any] = {}
+
+
+class JobStep(StrEnum):
+    """Where a job is. Each step is done again after a crash, and can be."""
+
+    ACCEPTED = "accepted"
+    COLLECTING = "collecting"
+    """The platform's images and annotations become a snapshot."""
+    FETCHING = "fetching"
+    """The model to start from is downloaded."""
+    TRAINING = "training"
+    SCORING = "scoring"
+    """The platform is told the figures of the best model."""
+    PUBLISHING = "publishing"
+    PREDICTING = "predicting"
+    """The new model looks at the platform's images."""
+    REPORTING = "reporting"
+    """The platform is given what the model found."""
+    ENDED = "ended"
+
+
+class Score(Struct, frozen=True, kw_only=True):
+    """How good a trainer's best model is so far.
+
+    Attributes:
+        confusion: Of each label: true positives, false positives, false negatives.
+        epoch: The epoch it comes from.
+        metrics: Other figures by name.
+    """
+
+    confusion: dict[str, tuple[int, int, int]] = {}
+    epoch: int | None = None
+    metrics: dict[str, float] = {}
+
+
+class JobState(Struct, frozen=True, kw_only=True):
+    """How a job goes.
+
+    Attributes:
+        job: The job.
+        step: The step it is in.
+        finished: The step is done, and the next one has not begun.
+        progress: Of the step, 0 to 1; `None` if it cannot be said.
+        message: What the trainer says.
+        score: Of the best model so far.
+        images: How many images are in each set of the snapshot, and under `missing` how many could not be had.
+        error: Why the last attempt at this step failed; it is tried again, or the job has ended with it.
+        waiting: The job waits for the GPU slot.
+    """
+
+    job: Job
+    step: JobStep = JobStep.ACCEPTED
+    finished: bool = False
+    progress: float | None = None
+    message: str = ""
+    score: Score | None = None
+    images: dict[str, int] = {}
+    error: str | None = None
+    waiting: bool = False
 
 
 class Accepted(Struct, frozen=True, tag="accepted"):
@@ -511,19 +621,49 @@ class Declined(Struct, frozen=True, kw_only=True, tag="declined"):
 
 
 class Worker(Protocol):
-    """What a job queue gets of the node."""
+    """What a job queue gets of the node: one job at a time."""
 
     async def offer(self, job: Job) -> Accepted | Declined:
         """Offer a job; on `Accepted` it is durable."""
         ...
 
     async def stop(self, job: str) -> None:
-        """End the training soon and keep the best model so far."""
+        """End the training soon, keep the best model so far and go on; nothing happens in any other step."""
         ...
 
     async def abort(self, job: str) -> None:
-        """End the training now and keep nothing."""
+        """End the job now and keep nothing."""
         ...
+
+    def state(self) -> JobState | None:
+        """The job at work; `None` if there is none. An ended job that failed stays until the next one comes."""
+        ...
+
+    def blocked(self) -> bool:
+        """No job could begin now, because somebody else on this machine has the GPU slot."""
+        ...
+
+    def describe(self) -> TrainerInfo:
+        """What the trainer is."""
+        ...
+
+    async def changed(self) -> None:
+        """Wait until `state` or `blocked` has changed."""
+        ...
+
+
+class TrainerInfo(Struct, frozen=True, kw_only=True):
+    """What a platform may show of a trainer.
+
+    Attributes:
+        architecture: Its name, in the trainer's words.
+        formats: Of the models it makes, best first.
+        pretrained: What one may start from, besides the platform's models.
+    """
+
+    architecture: str
+    formats: tuple[str, ...]
+    pretrained: tuple[str, ...] = ()
 
 
 class JobQueue(ABC):
@@ -531,7 +671,23 @@ class JobQueue(ABC):
 
     @abstractmethod
     async def serve(self, worker: Worker, *, task_status: TaskStatus[None]) -> None:
-        """Bring the platform's jobs to the worker until cancelled, and tell the platform how they go."""
+        """Bring the platform's jobs to the worker until cancelled, and show the platform the worker's state."""
+
+    @abstractmethod
+    def images(self, job: Job) -> ImageStore:
+        """Where the images of a job are."""
+
+    @abstractmethod
+    def models(self, job: Job) -> ModelRegistry:
+        """Where the model of a job goes, and the one it starts from comes from."""
+
+    @abstractmethod
+    async def score(self, state: JobState) -> None:
+        """Tell the platform the figures of the best model so far.
+
+        Raises:
+            RemoteError: It does not know them yet; they come again.
+        """
 
 
 class TrainingState(Struct, frozen=True, kw_only=True):
@@ -569,9 +725,16 @@ class RemoteTrainings(ABC):
 
 
 class Report(Protocol):
-    """Says how far a long computation is; may be called often."""
+    """Says how far a long computation is; may be called often.
 
-    def __call__(self, progress: float, message: str = "", **metrics: float) -> None: ...
+    Args:
+        progress: 0 to 1.
+        message: For people.
+        score: Of the best model so far, where there is a new best one.
+        metrics: Figures by name.
+    """
+
+    def __call__(self, progress: float, message: str = "", *, score: Score | None = None, **metrics: float) -> None: ...
 
 
 class Converter(Driver):
