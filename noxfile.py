@@ -55,7 +55,7 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def long(session: nox.Session) -> None:
-    """The campaigns of minutes or hours."""
+    """The campaigns of minutes or hours, `loopcore torture --long` among them."""
     session.run("uv", "run", "pytest", "-m", "long", "--timeout", "0", *session.posargs)
 
 

@@ -150,8 +150,12 @@ class Service(Protocol):
     async def set_model(self, choice: str) -> None:
         """Choose what serves: `follow`, `pause`, or a version. The choice survives a restart.
 
+        A version that is not here is fetched from the platform of the rollout to this node, which takes its time. In
+        place of a version the first 8 or more characters of a model's id will do, or of the platform's.
+
         Raises:
-            ModelError: There is no such version, or it cannot be used; nothing has changed.
+            ModelError: There is no such version, there are several, or it cannot be used; nothing has changed.
+            RemoteError: It is not here, and the platform could not be asked; likewise.
             NotReadyError: The node has no backend.
             StorageError: The model serves, and that could not be noted for the next start.
         """
@@ -169,8 +173,7 @@ class Service(Protocol):
     async def hold_updates(self, hold: bool) -> None:
         """Put off the updates that rollouts bring, or let them happen again; forgotten at a restart.
 
-        What a person sets by `set_model` is not put off. This version rolls nothing out: the wish is noted, and shown
-        by `status`.
+        What a person sets by `set_model` is not put off, nor are rollouts to other platforms.
         """
         ...
 
@@ -199,6 +202,10 @@ class Console(Protocol):
     """The terminal, as far as commands need it: text and tables, with control characters made visible."""
 
     def print(self, text: str) -> None: ...
+
+    def warn(self, text: str) -> None:
+        """Write a sentence beside the result, where it does not disturb who reads that."""
+        ...
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]], *, title: str | None = None) -> None: ...
 
@@ -367,13 +374,25 @@ class ModelRegistry(ABC):
     async def list(self) -> Sequence[ModelInfo]:
         """The models it has, newest first; one entry for each format in which a model can be fetched.
 
+        What the platform itself calls a model is `extra[…]["id"]`, under a key of the platform's own: the same in every
+        format, and in what `DeploymentTarget` says. Without that, the ids of files tell models apart, and where those
+        are not known, name and version.
+
         Raises:
             RemoteError: It could not be asked.
         """
 
     @abstractmethod
     async def fetch(self, info: ModelInfo, format: str, into: Path) -> None:  # noqa: A002 - the field's term
-        """Download a model's files in one format into an empty folder, checked against the platform's own hashes.
+        """Download a model's files in one format into a folder, checked against the platform's own hashes.
+
+        What is there when it returns is a package, with a `model.json` that says what the platform knows of the model.
+
+        Args:
+            info: The model, as from `list` or `DeploymentTarget.target`.
+            format: In which format.
+            into: A folder: empty, or with what an earlier attempt for the same model and format has left. Of that, what
+                is sound need not be downloaded again.
 
         Raises:
             ModelError: The model does not exist in that format, or what came is not what was promised.
@@ -385,10 +404,15 @@ class ModelRegistry(ABC):
         """Upload a model; idempotent by its id.
 
         Args:
-            package: The model.
+            package: The model. Where its `extra` says what this platform calls it, it is a model that the platform has,
+                in another format.
             job: The job it came from, in the platform's words.
 
+        Returns:
+            What the platform says of it.
+
         Raises:
+            RejectedError: The platform does not take this model.
             RemoteError: The upload failed.
         """
 
@@ -398,7 +422,7 @@ class DeploymentTarget(ABC):
 
     @abstractmethod
     async def target(self) -> ModelInfo | None:
-        """The model that is to be live; `None` if nobody has chosen.
+        """The model that is to be live; `None` if nobody has chosen. `format` is empty where the platform names none.
 
         Raises:
             RemoteError: It could not be asked; keep what serves.
@@ -500,12 +524,21 @@ class StrokeKind(StrEnum):
 
 
 class Stroke(Struct, frozen=True, kw_only=True):
-    """One act of a person on the image, in its pixels; `key` names the key for `StrokeKind.KEY`."""
+    """One act of a person on the image.
+
+    Attributes:
+        kind: What was done.
+        x: Where, in pixels of the image; 0 is its left edge. It may lie outside.
+        y: The same, down.
+        key: For `StrokeKind.KEY`: the key's name as browsers have it, such as `Enter`, `Escape` or `a`.
+        shift: The Shift key was held.
+    """
 
     kind: StrokeKind
     x: float = 0
     y: float = 0
     key: str = ""
+    shift: bool = False
 
 
 class AnnotationSession(ABC):
@@ -513,7 +546,12 @@ class AnnotationSession(ABC):
 
     @abstractmethod
     def act(self, stroke: Stroke) -> Proposal:
-        """Take a stroke into account. Plain, called in a worker thread, never twice at a time on one session."""
+        """Take a stroke into account. Plain, called in a worker thread, never twice at a time on one session.
+
+        Any stroke may come at any time: what makes no sense now changes nothing. The same strokes give the same
+        outline, whatever other sessions do. The outline is in pixels of the image and stays inside it; it has three
+        corners or more, or none.
+        """
 
 
 class Annotator(Driver):
@@ -521,15 +559,29 @@ class Annotator(Driver):
 
     @abstractmethod
     def open(self, pixels: RGB, label: str) -> AnnotationSession:
-        """Begin to outline one object of this label. Plain, called in a worker thread; sessions may overlap."""
+        """Begin to outline one object of this label. Plain, called in a worker thread; sessions may overlap.
+
+        Args:
+            pixels: The image, `uint8` `(height, width, 3)`, RGB. Others look at it too: it is not written to.
+            label: What the object is.
+        """
 
 
 class AnnotationDesk(ABC):
     """Capability: people annotate at the platform and want proposals."""
 
     @abstractmethod
-    async def serve(self, annotator: Annotator, *, task_status: TaskStatus[None]) -> None:
-        """Serve the platform's people until cancelled; one session for each of them."""
+    async def serve(self, annotator: Annotator, node: str, *, task_status: TaskStatus[None]) -> None:
+        """Serve the platform's people until cancelled; one session for each object that a person outlines.
+
+        Returns when the platform asks the node to start again: it ends with exit code 0, for its supervisor to see to.
+
+        Args:
+            annotator: What proposes. Of its errors only those of `loopcore.errors` come out: the person is told, and
+                the session is over.
+            node: The name of the node, for people at the platform.
+            task_status: Told once people can be served, or would be if the platform could be reached.
+        """
 
 
 class Job(Struct, frozen=True, kw_only=True):
@@ -538,10 +590,12 @@ class Job(Struct, frozen=True, kw_only=True):
     Attributes:
         id: The platform's name for it, unique on this node; letters, digits, `.`, `_` and `-`.
         labels: The labels to train, in the order of the model's channels.
-        base: The model to start from: an id or version in `JobQueue.models`, a name from `Trainer.pretrained`, or
-            `None` for from scratch.
-        parameters: The platform's or the person's wishes, passed to the trainer.
+        base: The model to start from: its id, its version or the platform's own id in `JobQueue.models`, a name from
+            `Trainer.pretrained`, or `None` for from scratch.
+        parameters: The platform's or the person's wishes, passed to the trainer. With `compute_validation_set` true, a
+            tenth of the training images becomes the validation set where the platform names none.
         context: The platform's own words, kept with the job and handed back to the platform.
+        project: Whose images it trains on, in the platform's words: images are kept for the next job of the same one.
     """
 
     id: str
@@ -549,6 +603,7 @@ class Job(Struct, frozen=True, kw_only=True):
     base: str | None = None
     parameters: dict[str, Any] = {}
     context: dict[str, Any] = {}
+    project: str = ""
 
 
 class JobStep(StrEnum):
@@ -659,11 +714,13 @@ class TrainerInfo(Struct, frozen=True, kw_only=True):
         architecture: Its name, in the trainer's words.
         formats: Of the models it makes, best first.
         pretrained: What one may start from, besides the platform's models.
+        node: The name of the node that it is on.
     """
 
     architecture: str
     formats: tuple[str, ...]
     pretrained: tuple[str, ...] = ()
+    node: str = ""
 
 
 class JobQueue(ABC):
@@ -671,7 +728,10 @@ class JobQueue(ABC):
 
     @abstractmethod
     async def serve(self, worker: Worker, *, task_status: TaskStatus[None]) -> None:
-        """Bring the platform's jobs to the worker until cancelled, and show the platform the worker's state."""
+        """Bring the platform's jobs to the worker until cancelled, and show the platform the worker's state.
+
+        Returns when the platform asks the node to start again: it ends with exit code 0, for its supervisor to see to.
+        """
 
     @abstractmethod
     def images(self, job: Job) -> ImageStore:
@@ -740,14 +800,14 @@ class Report(Protocol):
 class Converter(Driver):
     """Turns one format into another. Its entry point's name is its edge: `<source>-to-<target>`.
 
-    Names are `[a-z0-9_]+` words joined by `-to-`. Chains are planned over names and costs alone; only the converters on
-    the path are imported. `convert` runs in a process of its own, with limits.
+    Names are `[a-z0-9_]+` words joined by `-to-`. Chains are planned over names and costs; a converter whose
+    cost cannot matter is not imported. `convert` runs in a process of its own, with limits.
 
     Attributes:
         subject: `model` or `dataset`; data sets meet in the format `snapshot`.
         source: The format it reads; agrees with the name.
         target: The format it writes; agrees with the name.
-        cost: Among chains, the one with the least sum is taken; 1 is usual, more loses more.
+        cost: Among chains, the one with the least sum is taken; 1 is usual and the least, more loses more.
     """
 
     subject: ClassVar[str] = "model"
@@ -775,14 +835,18 @@ class Converter(Driver):
 class Trainer(Driver):
     """Turns a snapshot into a model. `train` runs in a process of its own, with limits.
 
+    The attributes are the class's, or set by the constructor from its options.
+
     Attributes:
         formats: The formats of the models it makes, best first.
+        architecture: What it trains, for people; by default the driver's name.
     """
 
-    formats: ClassVar[tuple[str, ...]]
+    formats: tuple[str, ...] = ()
+    architecture: str = ""
 
     def pretrained(self) -> Sequence[str]:
-        """Names of the models one may start from, besides those of the registry."""
+        """Names of the models one may start from, besides those of the registry. Quick."""
         return ()
 
     @abstractmethod
@@ -797,16 +861,20 @@ class Trainer(Driver):
     ) -> Path:
         """Train and return the folder of the model package, inside `workdir`.
 
-        Plain and blocking. Called again with the same `workdir` after a crash, it resumes. The same snapshot, base,
-        parameters and seed give the same model on the same machine.
+        A trainer that makes its model in several formats returns a folder with a package in each of its folders, of one
+        name and version, each in another format.
+
+        Plain and blocking. Called again with the same `workdir` after a crash, it resumes, and reports the score of its
+        best model again. The same snapshot, base, parameters and seed give the same model on the same machine.
 
         Args:
             snapshot: The data set.
             base: The package to start from, if any.
-            parameters: The job's wishes.
+            parameters: The job's wishes; under `pretrained` the name of the model to start from, if it is one of those.
             workdir: Its own folder; checkpoints go here.
             report: Progress 0 to 1, and metrics.
-            stop: True once the training is to end soon and keep its best model; asked at least once a step.
+            stop: True once the training is to end soon and keep its best model, from the beginning perhaps; asked at
+                least once a step.
 
         Raises:
             TrainingError: It failed; the message says why.

@@ -14,6 +14,7 @@ LoopcoreError
 ├── ModelError             the artefact is unusable: refuse it, keep the old one
 │   ├── IntegrityError       size or hash differ
 │   └── ConversionError      no path between two formats, or a step failed
+├── DatasetError           a data set is unusable: incomplete, damaged, or of an unknown form
 ├── RemoteError            an exchange with a platform or a sink went wrong
 │   ├── RetryableError       try again; the outcome is unknown
 │   ├── RejectedError        refused for good
@@ -149,7 +150,16 @@ class OutboxFullError(StorageError):
 
 
 class ModelError(LoopcoreError):
-    """A model cannot be used: unreadable, incomplete, of an unknown format, or its head is not understood."""
+    """A model cannot be used: unreadable, incomplete, of an unknown format, or its head is not understood.
+
+    Args:
+        message: Which model, and what is wrong with it.
+        rule: The rule of the gate that refuses it, if one does.
+    """
+
+    def __init__(self, message: str, *, rule: str | None = None) -> None:
+        super().__init__(message)
+        self.rule = rule
 
 
 class IntegrityError(ModelError):
@@ -158,6 +168,10 @@ class IntegrityError(ModelError):
 
 class ConversionError(ModelError):
     """No installed chain of converters leads from one format to the other, or a step of it failed."""
+
+
+class DatasetError(LoopcoreError):
+    """A data set cannot be used: incomplete, damaged, or of an unknown form."""
 
 
 class RemoteError(LoopcoreError):
@@ -197,6 +211,17 @@ class AuthError(RemoteError):
 
 class TrainingError(LoopcoreError):
     """A training job failed."""
+
+
+def revived(kind: str, message: str) -> LoopcoreError:
+    """An error that was raised in another process: of the same class where a sentence is enough to make one."""
+    found = globals().get(kind)
+    if not isinstance(found, type) or not issubclass(found, LoopcoreError):
+        return LoopcoreError(message)
+    try:
+        return found(message)
+    except TypeError:
+        return LoopcoreError(message)
 
 
 @overload

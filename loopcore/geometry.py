@@ -19,6 +19,9 @@ Floats: TypeAlias = NDArray[np.floating]
 Indices: TypeAlias = NDArray[np.intp]
 Placement: TypeAlias = Literal["center", "top_left"]
 
+_TOGETHER = 200
+"""Up to so many boxes, all groups are looked at in one matrix; beyond, one for each group is less work."""
+
 
 class Fit(Struct, frozen=True):
     """How a picture lies in a model's input: it covers `width` × `height` pixels of it from `left`, `top` on.
@@ -151,20 +154,22 @@ def nms(boxes: Floats, scores: Floats, threshold: float, groups: Indices | None 
     order = np.argsort(-scores, kind="stable")
     if len(order) > limit:
         order = order[:limit]
-    if groups is None:
-        return _suppress(boxes, order, threshold)
+    if groups is None or len(order) <= _TOGETHER:
+        return _suppress(boxes, order, threshold, groups)
     kept = [_suppress(boxes, order[groups[order] == group], threshold) for group in np.unique(groups[order])]
     stays = np.concatenate(kept) if kept else order
     return stays[np.lexsort((stays, -scores[stays]))]
 
 
-def _suppress(boxes: Floats, order: Indices, threshold: float) -> Indices:
+def _suppress(boxes: Floats, order: Indices, threshold: float, groups: Indices | None = None) -> Indices:
     if len(order) < 2:
         return order
     ranked = boxes[order]
-    overlaps = iou(ranked, ranked) > threshold
+    rivals = np.triu(iou(ranked, ranked) > threshold, 1)
+    if groups is not None:
+        rivals &= np.equal.outer(groups[order], groups[order])
     alive = np.ones(len(order), dtype=bool)
-    for index in range(len(order) - 1):
+    for index in np.flatnonzero(rivals.any(axis=1)).tolist():
         if alive[index]:
-            alive[index + 1 :] &= ~overlaps[index, index + 1 :]
+            alive[rivals[index]] = False
     return order[alive]

@@ -25,7 +25,7 @@ from loopcore.hookspecs import NAMESPACE, Mount
 if TYPE_CHECKING:
     from anyio.abc import TaskStatus
 
-    from loopcore.abc import Service
+    from loopcore.abc import Driver, Service
     from loopcore.types import RGB, FrameInfo, Model, ModelInfo, Prediction, SampleInfo
 
 logger = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ class Hooks:
         if self._waiting:
             self._queue(KEPT, sample=sample)
 
-    def mounts(self, service: Service) -> list[Mount]:
+    def mounts(self, service: Service, drivers: Sequence[Driver] = ()) -> list[Mount]:
         """The applications of all plugins, those with the longest path first.
 
         Raises:
@@ -121,7 +121,7 @@ class Hooks:
         """
         taken: dict[str, str] = {}
         mounts: list[Mount] = []
-        for plugin, answer in self._ask("loopcore_mounts", service=service):
+        for plugin, answer in self._ask("loopcore_mounts", service=service, drivers=drivers):
             for mount in answer if isinstance(answer, Sequence) else [answer]:
                 mounts.append(_check_mount(plugin, mount, taken))
                 taken[mount.path] = f"the plugin {plugin!r}"

@@ -8,10 +8,11 @@ that raises, or takes longer than its limit, is logged with the plugin's name an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
 import pluggy
+from anyio import CancelScope
 from msgspec import Struct
 
 from loopcore.abc import Driver, Service
@@ -28,10 +29,43 @@ class Mount(Struct, frozen=True, kw_only=True):
 
     The application sees the whole path. `/predict`, `/health`, `/ready`, `/status` and `/metrics` are the core's own;
     two mounts with one path are a `PluginError` at start.
+
+    Attributes:
+        path: Where it answers, and below.
+        app: The ASGI application. There are no `lifespan` events.
+        run: `async def run(*, task_status)`, for what outlives a request: it calls `task_status.started()` before the
+            first request comes, and is cancelled after the last one.
     """
 
     path: str
     app: Any
+    run: Callable[..., Awaitable[None]] | None = None
+
+
+LIMIT = "loopcore.limit"
+GONE = "loopcore.gone"
+"""The ASGI extensions behind `until_gone`: a request's cancel scope, and those of its connection that end with it."""
+
+
+class until_gone:  # noqa: N801 - it reads as a statement
+    """`with until_gone(scope):` a block of a mounted application that ends when the client of an HTTP request goes away.
+
+    Then the whole request is cancelled, since nobody reads an answer. Under another server than the node's own the
+    block is as any other.
+    """
+
+    def __init__(self, scope: MutableMapping[str, Any]) -> None:
+        extensions = scope.get("extensions") or {}
+        self._limit: CancelScope | None = extensions.get(LIMIT)
+        self._gone: set[CancelScope] | None = extensions.get(GONE)
+
+    def __enter__(self) -> None:
+        if self._gone is not None and self._limit is not None:
+            self._gone.add(self._limit)
+
+    def __exit__(self, *_: object) -> None:
+        if self._gone is not None and self._limit is not None:
+            self._gone.discard(self._limit)
 
 
 @hookspec
@@ -58,13 +92,15 @@ def loopcore_decode_frame(data: bytes, media: str) -> RGB | None:
 
 
 @hookspec
-def loopcore_mounts(service: Service) -> Sequence[Mount]:  # type: ignore[empty-body]
+def loopcore_mounts(service: Service, drivers: Sequence[Driver]) -> Sequence[Mount]:  # type: ignore[empty-body]
     """Applications to serve beside the core's own API.
 
     Called once, when the server is built and before a model is loaded.
 
     Args:
         service: The node; valid as long as the applications are.
+        drivers: What the TOML names, backends apart, as constructed: a plugin finds its own by their class, and with
+            them the options that an operator wrote.
     """
 
 
@@ -133,7 +169,8 @@ async def loopcore_sample_rejected(sample: SampleInfo, sink: str, why: str) -> N
 async def loopcore_model_activated(model: Model, previous: Model | None) -> None:
     """A new model has passed its warm-up and serves from now on.
 
-    Called once for each activation, after the swap and before the old backend closes.
+    Called once for each activation, after the swap and before the old backend closes; an exclusive backend has closed
+    it before.
 
     Args:
         model: The model now serving.

@@ -104,6 +104,27 @@ def decode(table: Mapping[str, Any], options: type[OptionsT], *, folder: Path | 
     return msgspec.convert(dict(table), options, dec_hook=hook)
 
 
+def encode(options: Struct) -> dict[str, Any]:
+    """The table that `decode` makes these options of, with its secrets as they are: for a child's standard input."""
+    table: dict[str, Any] = msgspec.to_builtins(options, enc_hook=_plain)
+    return table
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case Secret():
+            return value.reveal()
+        case Path():
+            return str(value.absolute())
+        case Window():
+            return f"{value.start:%H:%M}-{value.end:%H:%M}"
+        case Size():
+            return int(value)
+        case Duration() | Rate():
+            return float(value)
+    raise TypeError(f"Options cannot hold a {type(value).__name__}")
+
+
 def parse_size(value: object) -> Size:
     """`20_000_000`, `"20 MB"` or `"64 MiB"` as bytes.
 

@@ -108,13 +108,24 @@ def open_folder(folder: Path) -> Model:
     Raises:
         ModelError: As `open_model`.
     """
-    manifest = _read_manifest(folder)
-    for file in manifest.files:
-        found = _measure(folder, file.name)
+    model = Model(info=read_info(folder), path=folder)
+    check_files(model)
+    return model
+
+
+def check_files(model: Model) -> None:
+    """Check a model's files against what is said of them.
+
+    Raises:
+        IntegrityError: One is missing, or is not the one that was promised.
+        ModelError: One is a link, or no regular file.
+    """
+    for file in model.info.files:
+        found = _measure(model.path, file.name)
         if found != file:
             kind = "size" if found.size != file.size else "hash"
-            raise IntegrityError(f"{file.name} of {manifest.name} {manifest.version} has another {kind} than promised")
-    return Model(info=_info(manifest), path=folder)
+            what = f"{file.name} of {model.info.name} {model.info.version}"
+            raise IntegrityError(f"{what} has another {kind} than promised")
 
 
 def _open_bare(path: Path) -> Model:

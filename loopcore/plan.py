@@ -5,8 +5,8 @@ What `loopcore check` reports and what the node builds come from here, so that b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -21,6 +21,7 @@ from loopcore.config import (
     SelectorTable,
     SinkTable,
     SourceTable,
+    TrainerTable,
 )
 from loopcore.errors import ConfigError, LoopcoreError, ModelError, PluginError, UnknownDriverError, first
 from loopcore.hooks import Hooks
@@ -31,6 +32,7 @@ from loopcore.types import Model
 
 TableT = TypeVar("TableT", bound=DriverTable, covariant=True)
 DriverT = TypeVar("DriverT", bound=Driver, covariant=True)
+CapabilityT = TypeVar("CapabilityT")
 
 
 class Part(Struct, Generic[TableT, DriverT], frozen=True, kw_only=True, eq=False):
@@ -60,11 +62,14 @@ class Plan(Struct, frozen=True, kw_only=True, eq=False):
     """All that a configuration names, found and decoded.
 
     Attributes:
+        registry: Where all of it was found; converters are looked for there when they are needed.
         packages: The distributions that take part, sorted: those of named drivers, and those of `[plugins] enabled`.
         hooks: The hooks of these distributions and of the single-file plugins.
+        eyes: The backend with which the trainer's models look at the platforms' images, if one runs them.
     """
 
     config: Config
+    registry: Registry
     hooks: Hooks
     packages: tuple[str, ...]
     backend: BackendPart | None
@@ -72,8 +77,15 @@ class Plan(Struct, frozen=True, kw_only=True, eq=False):
     selectors: tuple[Part[SelectorTable, Selector], ...]
     sinks: tuple[Part[SinkTable, Sink], ...]
     sources: tuple[Part[SourceTable, Source], ...]
-    trainer: Part[DriverTable, Trainer] | None
+    trainer: Part[TrainerTable, Trainer] | None
+    eyes: BackendPart | None
     annotator: Part[DriverTable, Annotator] | None
+
+    def drivers(self) -> tuple[Driver, ...]:
+        """All that are constructed: of every kind but backends, which come with their models."""
+        single = (part for part in (self.trainer, self.annotator) if part)
+        parts = (*self.platforms, *self.selectors, *self.sinks, *self.sources, *single)
+        return tuple(part.driver for part in parts)
 
     @contextmanager
     def starting(self, part: Part[Any, Any]) -> Iterator[None]:
@@ -85,6 +97,16 @@ class Plan(Struct, frozen=True, kw_only=True, eq=False):
         """
         with _guarded(self.config, part.kind, part.table, part.package, "started"):
             yield
+
+    async def capability(self, platform: str, kind: type[CapabilityT]) -> CapabilityT | None:
+        """What an entered platform of the TOML can do; `None` if it cannot.
+
+        Raises:
+            LoopcoreError: The platform failed.
+        """
+        part = next(part for part in self.platforms if part.table.name == platform)
+        with self.starting(part):
+            return await part.driver.capability(kind)
 
     def open_model(self, opened: Callable[[Path], Model]) -> Model | None:
         """The model at the path that `[backend] model` names; `None` if it names a mode or a version.
@@ -120,7 +142,7 @@ def resolve(config: Config, registry: Registry) -> Plan:
     """
     files = _files(config, registry)
     plan: dict[str, Any] = {
-        "backend": _backend(config, registry),
+        "backend": _backend(config, registry, config.backend),
         "platforms": tuple(_part(config, registry, "platform", table) for table in config.platforms),
         "selectors": tuple(_part(config, registry, "selector", table) for table in config.selectors),
         "sinks": tuple(_part(config, registry, "sink", table) for table in config.sinks),
@@ -129,17 +151,68 @@ def resolve(config: Config, registry: Registry) -> Plan:
         "annotator": _part(config, registry, "annotator", config.annotator) if config.annotator else None,
     }
     packages = _packages(config, registry)
-    _warn_of_idle(config)
-    return Plan(config=config, hooks=Hooks(files | registry.hook_modules(packages)), packages=packages, **plan)
+    plan["eyes"] = _eyes(config, registry, plan["trainer"], plan["backend"], packages)
+    _check_formats(config, registry, plan["backend"])
+    if config.trainer and not config.platforms:
+        config.warn("trainer", "no platform of this file gives it jobs")
+    hooks = Hooks(files | registry.hook_modules(packages))
+    return Plan(config=config, registry=registry, hooks=hooks, packages=packages, **plan)
 
 
-def _warn_of_idle(config: Config) -> None:
-    """What is read and checked, and has no effect yet; nobody should wait for it."""
+def _check_formats(config: Config, registry: Registry, backend: BackendPart | None) -> None:
     for rollout in config.rollouts:
-        config.warn(rollout.key, "this version checks the table and rolls nothing out")
-    for table in (config.trainer, config.annotator):
-        if table is not None:
-            config.warn(table.key, "this version checks the table and starts nothing")
+        if rollout.target == "self" and backend and rollout.format not in (None, *backend.type.formats):
+            formats = ", ".join(backend.type.formats)
+            raise config.error(f"{rollout.key}.format", f"expected a format that the backend runs ({formats})")
+    if config.conversions:
+        _check_conversions(config, registry.names("converter"))
+
+
+def _eyes(
+    config: Config,
+    registry: Registry,
+    trainer: Part[TrainerTable, Trainer] | None,
+    backend: BackendPart | None,
+    packages: Sequence[str],
+) -> BackendPart | None:
+    """The backend that runs what the trainer makes: the one that is named, that of the node, or the first that does.
+
+    Only distributions that take part are looked at, and this one.
+    """
+    if trainer is None:
+        return None
+    formats, named = trainer.driver.formats, trainer.table.backend
+    if named is not None:
+        if named not in (names := registry.names("backend")):
+            raise config.located(UnknownDriverError("backend", named, names, nearest(named, names)), "trainer.backend")
+        table = BackendTable(driver=named, name=named, key="trainer.backend")
+        found = backend if backend and backend.table.driver == named else _backend(config, registry, table)
+        if found is None or set(formats).isdisjoint(found.type.formats):
+            message = f"the backend {named!r} does not run what the trainer makes ({', '.join(formats)})"
+            raise config.error("trainer.backend", message)
+        return found
+    if backend and not set(formats).isdisjoint(backend.type.formats):
+        return backend
+    for name in registry.names("backend"):
+        if registry.package("backend", name) in (None, "loopcore", *packages):
+            table = BackendTable(driver=name, name=name, key="trainer")
+            with suppress(ConfigError, PluginError):  # it needs options, so it has to be named; or it is broken
+                found = _backend(config, registry, table)
+                if found and not set(formats).isdisjoint(found.type.formats):
+                    return found
+    made = ", ".join(formats)
+    config.warn("trainer", f"no backend runs the models that it makes ({made}), so they look at no images")
+    return None
+
+
+def _check_conversions(config: Config, names: Sequence[str]) -> None:
+    from loopcore.deploy.conversion import leads  # brings much along that few need
+
+    for conversion in config.conversions:
+        if not leads(names, conversion.source, conversion.target):
+            ways = f"from {conversion.source!r} to {conversion.target!r}"
+            what = f"no installed converters lead {ways} (installed: {', '.join(names) or 'none'})"
+            raise config.error(conversion.key, what)
 
 
 def _files(config: Config, registry: Registry) -> dict[str, object]:
@@ -152,6 +225,8 @@ def _files(config: Config, registry: Registry) -> dict[str, object]:
 def _packages(config: Config, registry: Registry) -> tuple[str, ...]:
     installed = {normal(package): package for package in registry.packages()}
     named = [registry.package(kind, table.driver) for kind, table in config.drivers()]
+    if config.trainer and config.trainer.backend:
+        named.append(registry.package("backend", config.trainer.backend))
     for index, name in enumerate(config.plugins.enabled):
         if normal(name) not in installed:
             near = nearest(name, tuple(installed.values()))
@@ -164,12 +239,12 @@ def _packages(config: Config, registry: Registry) -> tuple[str, ...]:
     return tuple(sorted({package for package in named if package}))
 
 
-def _backend(config: Config, registry: Registry) -> BackendPart | None:
-    if config.backend is None:
+def _backend(config: Config, registry: Registry, table: BackendTable | None) -> BackendPart | None:
+    if table is None:
         return None
-    found, options = _class(config, registry, "backend", config.backend)
-    package = registry.package("backend", config.backend.driver)
-    return BackendPart(table=config.backend, type=found, options=options, package=package)
+    found, options = _class(config, registry, "backend", table)
+    package = registry.package("backend", table.driver)
+    return BackendPart(table=table, type=found, options=options, package=package)
 
 
 def _part(config: Config, registry: Registry, kind: str, table: DriverTable) -> Part[Any, Any]:

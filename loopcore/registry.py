@@ -96,6 +96,11 @@ class Registry:
         entries = self._named(kind, name)
         return entries[0].package if entries else None
 
+    def version(self, kind: str, name: str) -> str:
+        """The version of that distribution; empty if there is none."""
+        entries = [] if name in self._given.get(kind, {}) else self._named(kind, name)
+        return entries[0].version if entries else ""
+
     def entries(self) -> tuple[Entry, ...]:
         """All that is announced, sorted; from metadata alone."""
         return tuple(sorted([*self._scan(), *self._sources.values()]))

@@ -249,7 +249,8 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
         id: SHA-256 over the names and hashes of the files: two models are the same if their ids are.
         files: The files of the package, without `model.json`.
         spec: How to feed it and how to read its answer, in the words of the backend of this format.
-        extra: What else the maker wrote down; passed through.
+        extra: What else the maker wrote down; passed through. Under a platform's own key, `id` is what the platform
+            calls the model; under `origin` are the ids of the packages that this one was made from.
     """
 
     name: str

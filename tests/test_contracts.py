@@ -19,11 +19,13 @@ from loopcore.drivers.folder_sink import FolderSink
 from loopcore.drivers.folder_source import FolderSource
 from loopcore.drivers.http_sink import HttpSink
 from loopcore.drivers.onnx.backend import OnnxBackend
+from loopcore.drivers.outline import OutlineAnnotator
 from loopcore.drivers.selectors import Below, Count, Interval, Label, Random
 from loopcore.drivers.uncertain import Uncertain
 from loopcore.drivers.video_source import VideoSource
 from loopcore.package import open_model
 from loopcore.testing import (
+    AnnotatorSuite,
     BackendSuite,
     HttpSinkSuite,
     LoopbackServer,
@@ -49,7 +51,7 @@ def promises() -> Iterator[tuple[str, object]]:
                     yield f"{name}.{method}", member
 
 
-GROUPS = {"loopcore.backends", "loopcore.selectors", "loopcore.sinks", "loopcore.sources"}
+GROUPS = {"loopcore.annotators", "loopcore.backends", "loopcore.selectors", "loopcore.sinks", "loopcore.sources"}
 HOOKS = {name: spec for name, spec in vars(hookspecs).items() if name.startswith("loopcore_")}
 TERSE = {"Console.print", "Console.table"}
 """Said once, by the class."""
@@ -270,3 +272,7 @@ class TestLabel(SelectorSuite):
     @pytest.fixture
     def table(self) -> Mapping[str, Any]:
         return {"labels": ["seal"], "rare": 0.1, "among": 100}
+
+
+class TestOutlineAnnotator(AnnotatorSuite):
+    driver = OutlineAnnotator

@@ -67,6 +67,16 @@ def test_failed_write_leaves_the_old_content_and_no_draft(tmp_path, step):
     assert [file.name for file in tmp_path.iterdir()] == ["state.json"]
 
 
+def test_write_that_need_not_last_is_atomic_and_waits_for_no_disk(tmp_path):
+    path = tmp_path / "picture.jpg"
+    write_atomic(path, b"old", durable=False, disk=FailingDisk("sync"))
+    assert path.read_bytes() == b"old"
+    with pytest.raises(StorageError):
+        write_atomic(path, b"new content", durable=False, disk=FailingDisk("write"))
+    assert path.read_bytes() == b"old"
+    assert [file.name for file in tmp_path.iterdir()] == ["picture.jpg"]
+
+
 def test_threads_that_write_one_file_leave_one_of_their_contents(tmp_path):
     path = tmp_path / "state"
     contents = [bytes([65 + n]) * 50_000 for n in range(8)]

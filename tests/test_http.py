@@ -1,4 +1,4 @@
-"""What `http.py` promises of every exchange with a peer."""
+"""What `http` promises of every exchange with a peer."""
 
 from __future__ import annotations
 

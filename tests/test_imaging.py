@@ -286,3 +286,50 @@ def test_pillow_is_not_imported_before_it_is_needed():
         "imaging.decode(data); sys.exit('PIL' in sys.modules or 'cv2' in sys.modules)"
     )
     assert run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+KINDS = {
+    "baseline": {},
+    "progressive": {"progressive": True},
+    "optimized": {"optimize": True},
+    "with restarts": {"restart_marker_rows": 2},
+    "full colours": {"subsampling": 0},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("quality", [1, 50, 95])
+def test_jpeg_that_is_cut_off_anywhere_is_found_without_decoding(kind, quality):
+    noise = np.random.default_rng(quality).integers(0, 256, (120, 160, 3), dtype=np.uint8)
+    target = BytesIO()
+    Image.fromarray(noise).save(target, "jpeg", quality=quality, **KINDS[kind])
+    whole = target.getvalue()
+    assert imaging.check(whole) == imaging.probe(whole)
+    for cut in range(1, len(whole), max(1, len(whole) // 300)):
+        with pytest.raises(FrameError):
+            imaging.check(whole[:-cut])
+
+
+def test_jpeg_with_a_foreign_end_or_middle_is_found():
+    whole = encoded(gradient(160, 120))
+    other = encoded(gradient(64, 64))
+    middle = len(whole) - 500
+    assert imaging.check(whole + b"whatever a camera adds").width == 160
+    with pytest.raises(FrameError):
+        imaging.check(whole[:middle] + other[:600])
+    with pytest.raises(FrameError):
+        imaging.check(whole[:middle] + b"<html>503</html>")
+
+
+def test_png_that_is_cut_off_is_found():
+    whole = encoded(gradient(64, 32), "png")
+    assert imaging.check(whole) == imaging.probe(whole)
+    for cut in (1, 5, 12, 13, 100):
+        with pytest.raises(FrameError):
+            imaging.check(whole[:-cut])
+
+
+@given(st.binary(max_size=300))
+def test_check_takes_nothing_for_a_picture_that_is_none(tail):
+    with pytest.raises(FrameError):
+        imaging.check(tail)

@@ -84,9 +84,7 @@ async def pipeline(
     holder: list[Pipeline] = []
 
     threads = Threads()
-    serving = Serving(
-        lambda model: backend(backend.Options(), model), lambda entered: holder[0].fit(entered), _nothing, threads
-    )
+    serving = Serving(lambda model: backend(backend.Options(), model), lambda entered: holder[0].fit(entered), _nothing)
     selection = Selection([(SelectorTable(driver="always", name="always"), selector(Options()))])
     outbox = Outbox(folder, OutboxTable(min_free=0), takers, disk=disk or Disk())  # type: ignore[arg-type]
     service = Pipeline(

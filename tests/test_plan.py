@@ -7,12 +7,12 @@ from typing import Any, TypeVar
 import pytest
 
 from loopcore import config
-from loopcore.abc import Platform
+from loopcore.abc import Converter, Platform
 from loopcore.errors import ConfigError, PluginError
 from loopcore.options import Options
 from loopcore.plan import resolve
 from loopcore.registry import Registry
-from loopcore.testing import MemorySink
+from loopcore.testing import FixedBackend, MemorySink
 
 CapabilityT = TypeVar("CapabilityT")
 
@@ -33,16 +33,30 @@ class Clumsy(MemorySink):
 
 
 def plan(**tables: Any) -> Any:
-    drivers = {"sink": {"choosy": Choosy, "clumsy": Clumsy, "memory": MemorySink}, "platform": {"shelf": Shelf}}
+    drivers = {
+        "sink": {"choosy": Choosy, "clumsy": Clumsy, "memory": MemorySink},
+        "platform": {"shelf": Shelf},
+        "backend": {"fixed": FixedBackend},
+        "converter": {"a-to-b": Converter},
+    }
     loaded = config.parse({"node": {"data_dir": "d"}, **tables})
     return resolve(loaded, Registry(drivers, installed=False))  # type: ignore[arg-type]
 
 
-def test_tables_without_effect_in_this_version_are_said_to_be_so() -> None:
-    made = plan(platforms=[{"driver": "shelf"}], rollouts=[{"from": "shelf"}])
-    (warning,) = made.config.warnings
-    assert warning.startswith("rollouts[0]: ")
-    assert "rolls nothing out" in warning
+def test_a_rollout_in_a_format_that_the_backend_does_not_run_is_refused_with_those_it_does() -> None:
+    rollouts = [{"from": "shelf", "format": "tensorrt"}]
+    with pytest.raises(ConfigError, match=r"a format that the backend runs \(null\)") as caught:
+        plan(backend={"driver": "fixed"}, platforms=[{"driver": "shelf"}], rollouts=rollouts)
+    assert caught.value.key == "rollouts[0].format"
+
+
+def test_a_conversion_that_no_installed_converters_make_is_refused_with_those_there_are() -> None:
+    conversions = [{"platform": "shelf", "from": "a", "to": "z"}]
+    with pytest.raises(
+        ConfigError, match=r"no installed converters lead from 'a' to 'z' \(installed: a-to-b\)"
+    ) as caught:
+        plan(platforms=[{"driver": "shelf"}], conversions=conversions)
+    assert caught.value.key == "conversions[0]"
 
 
 def test_a_configuration_that_is_used_in_full_has_no_warnings() -> None:

@@ -30,7 +30,7 @@ def check(
     with tempfile.TemporaryDirectory(prefix="loopcore-") as scratch:
         config = load(file)
         plan = resolve(config, Registry())
-        plan.hooks.mounts(_NoService())
+        plan.hooks.mounts(_NoService(), plan.drivers())
         model = plan.open_model(lambda path: open_model(path, Path(scratch) / "model"))
         for warning in (*config.warnings, *doubts(config)):
             console.warn(warning)
@@ -65,7 +65,7 @@ def _summary(config: Config, model: Model | None) -> Iterator[str]:
     if config.backend:
         what = f"{model.info.name} {model.info.version}" if model else config.backend.model
         yield f"backend {config.backend.driver} with model {what!r}"
-    for word in ("sources", "selectors", "sinks", "platforms", "rollouts"):
+    for word in ("sources", "selectors", "sinks", "platforms", "rollouts", "conversions"):
         if tables := getattr(config, word):
             names = [getattr(table, "name", None) or f"{table.source} to {table.target}" for table in tables]
             yield f"{len(tables)} {word if len(tables) > 1 else word[:-1]} ({', '.join(names)})"

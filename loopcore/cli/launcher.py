@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,11 +23,13 @@ class Launcher:
         return self._console
 
     def run_node(self, table: Mapping[str, Any]) -> None:
-        """Run a node with this configuration until it is told to stop."""
-        from loopcore import config, node
+        """Run a node with this configuration until it is told to stop, and log as `loopcore run` does."""
+        from loopcore import config
+        from loopcore.cli.log import log_to_terminal
+        from loopcore.cli.run import run_until_stopped
 
-        if node.run_config(config.parse(table)) == signal.SIGINT:
-            raise KeyboardInterrupt
+        log_to_terminal()
+        run_until_stopped(config.parse(table))
 
     def control(self, data_dir: Path) -> Control:
         """The control of the node that owns this data folder."""

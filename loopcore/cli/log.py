@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import logging
+import sys
 from textwrap import indent
 from typing import Any
 
 from loopcore.cli.text import visible
+
+FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+
+
+def log_to_terminal(*, verbose: bool = False) -> None:
+    """Let a node's log appear on stderr."""
+    terminal = logging.StreamHandler(sys.stderr)
+    terminal.setFormatter(VisibleFormatter(FORMAT))
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[terminal])
+    for noisy in ("httpcore", "httpx"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    for anyones in ("uvicorn.error", "python_multipart"):  # a warning for each bad request, and anyone can send those
+        logging.getLogger(anyones).setLevel(logging.ERROR)
 
 
 class VisibleFormatter(logging.Formatter):

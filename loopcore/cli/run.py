@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import signal
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -13,10 +12,9 @@ import typer
 
 from loopcore import config, node
 from loopcore.cli.check import doubts
-from loopcore.cli.log import VisibleFormatter
+from loopcore.cli.log import log_to_terminal
 
 _log = logging.getLogger(__name__)
-FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 
 
 def run(
@@ -34,15 +32,17 @@ def run(
 
     Ctrl-C or SIGTERM ends it; nothing that was accepted is lost.
     """
-    level = logging.DEBUG if verbose else logging.INFO
-    terminal = logging.StreamHandler(sys.stderr)
-    terminal.setFormatter(VisibleFormatter(FORMAT))
-    logging.basicConfig(level=level, handlers=[terminal])
-    for noisy in ("httpcore", "httpx"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    for anyones in ("uvicorn.error", "python_multipart"):  # a warning for each bad request, and anyone can send those
-        logging.getLogger(anyones).setLevel(logging.ERROR)
-    loaded = config.load(file)
+    log_to_terminal(verbose=verbose)
+    run_until_stopped(config.load(file), until_done=until_done)
+
+
+def run_until_stopped(loaded: config.Config, *, until_done: bool = False) -> None:
+    """Run a node, and log what should be otherwise about its configuration.
+
+    Raises:
+        LoopcoreError: It could not start, or could not go on.
+        KeyboardInterrupt: Ctrl-C ended it, in good order.
+    """
     caught = node.run_config(loaded, until_done=until_done, up=partial(_up, loaded))
     _log.info("The node has ended")
     if caught == signal.SIGINT:

@@ -5,7 +5,9 @@ from loopcore.config.loading import load, parse
 from loopcore.config.root import Config
 from loopcore.config.tables import (
     BackendTable,
+    ConversionTable,
     DriverTable,
+    GateTable,
     InferenceTable,
     NodeTable,
     OutboxTable,
@@ -16,13 +18,16 @@ from loopcore.config.tables import (
     ServerTable,
     SinkTable,
     SourceTable,
+    TrainerTable,
     When,
 )
 
 __all__ = [
     "BackendTable",
     "Config",
+    "ConversionTable",
     "DriverTable",
+    "GateTable",
     "InferenceTable",
     "NodeTable",
     "OutboxTable",
@@ -33,6 +38,7 @@ __all__ = [
     "ServerTable",
     "SinkTable",
     "SourceTable",
+    "TrainerTable",
     "When",
     "is_loopback",
     "load",

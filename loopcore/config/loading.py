@@ -17,6 +17,7 @@ from loopcore.config.lines import Document
 from loopcore.config.root import Config
 from loopcore.config.tables import (
     BackendTable,
+    ConversionTable,
     DriverTable,
     InferenceTable,
     NodeTable,
@@ -28,6 +29,7 @@ from loopcore.config.tables import (
     ServerTable,
     SinkTable,
     SourceTable,
+    TrainerTable,
     own_keys,
 )
 from loopcore.errors import ConfigError, StorageError
@@ -52,12 +54,13 @@ _SINGLE: dict[str, type[Struct]] = {
     "outbox": OutboxTable,
     "plugins": PluginsTable,
     "backend": BackendTable,
-    "trainer": DriverTable,
+    "trainer": TrainerTable,
     "annotator": DriverTable,
 }
 _SEVERAL: dict[str, type[Struct]] = {
     "platforms": PlatformTable,
     "rollouts": RolloutTable,
+    "conversions": ConversionTable,
     "selectors": SelectorTable,
     "sinks": SinkTable,
     "sources": SourceTable,
@@ -172,4 +175,4 @@ def _convert(document: Document, key: str, table: Mapping[str, Any], kind: type[
         raise document.error(f"{key}.{exc.path}".rstrip("."), exc.message) from None
     if isinstance(decoded, DriverTable):
         return replace(decoded, key=key, options=rest, name=decoded.name or decoded.driver)
-    return replace(decoded, key=key) if isinstance(decoded, RolloutTable) else decoded
+    return replace(decoded, key=key) if isinstance(decoded, (RolloutTable, ConversionTable)) else decoded

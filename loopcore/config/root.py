@@ -13,6 +13,7 @@ from loopcore.config.decoding import Mistake, convert, literal_secrets
 from loopcore.config.lines import Document, path_of
 from loopcore.config.tables import (
     BackendTable,
+    ConversionTable,
     DriverTable,
     InferenceTable,
     NodeTable,
@@ -24,6 +25,7 @@ from loopcore.config.tables import (
     ServerTable,
     SinkTable,
     SourceTable,
+    TrainerTable,
     own_keys,
 )
 from loopcore.errors import ConfigError
@@ -45,12 +47,13 @@ class Config(Struct, kw_only=True, eq=False):
     inference: InferenceTable = InferenceTable()
     platforms: tuple[PlatformTable, ...] = ()
     rollouts: tuple[RolloutTable, ...] = ()
+    conversions: tuple[ConversionTable, ...] = ()
     selectors: tuple[SelectorTable, ...] = ()
     sinks: tuple[SinkTable, ...] = ()
     sources: tuple[SourceTable, ...] = ()
     outbox: OutboxTable = OutboxTable()
     plugins: PluginsTable = PluginsTable()
-    trainer: DriverTable | None = None
+    trainer: TrainerTable | None = None
     annotator: DriverTable | None = None
     document: Document = Document()
     warnings: list[str] = field(default_factory=list)

@@ -48,7 +48,8 @@ class ServerTable(_Table, frozen=True):
         allow_anonymous: Other machines may call without a token.
         max_body: The largest request.
         max_pixels: The largest picture, width times height.
-        allowed_hosts: Further names under which callers may address this node (the `Host` header).
+        allowed_hosts: Further names under which callers may address this node (the `Host` header); `*`: any name, which
+            needs `token` or `allow_anonymous`.
     """
 
     host: str = "127.0.0.1"
@@ -105,19 +106,53 @@ class PluginsTable(_Table, frozen=True):
     enabled: tuple[str, ...] = ()
 
 
+class GateTable(_Table, frozen=True):
+    """`gate` of a rollout: what a model must show besides what every model must.
+
+    Attributes:
+        labels: The model must know each of these.
+    """
+
+    labels: Words | None = None
+
+
 class RolloutTable(_Table, frozen=True):
     """`[[rollouts]]`: models travel from a platform to this node or to another platform.
 
     Attributes:
         source: `from`: the name of a platform.
         target: `to`: the name of a platform, or `self`.
-        gate: The rules that a model must pass.
+        gate: The rules that a model must pass, besides those that every model must.
+        every: How often the platform is asked which model is to be live.
+        report: How often it is told how this node is doing when nothing changes.
+        format: The format in which the model is wanted; by default the first that the backend runs and that can be had.
         key: Where the table stands, such as `rollouts[0]`.
     """
 
     source: str = field(name="from")
     target: str = field(name="to", default="self")
-    gate: dict[str, Any] = {}
+    gate: GateTable = GateTable()
+    every: Duration = Duration(5.0)
+    report: Duration = Duration(30.0)
+    format: Name | None = None
+    key: str = ""
+
+
+class ConversionTable(_Table, frozen=True):
+    """`[[conversions]]`: models of a platform that lack a format get it.
+
+    Attributes:
+        platform: The name of a platform.
+        source: `from`: the format that is converted.
+        target: `to`: the format that is made.
+        every: How often the platform is asked for its models.
+        key: Where the table stands, such as `conversions[0]`.
+    """
+
+    platform: str
+    source: Name = field(name="from")
+    target: Name = field(name="to")
+    every: Duration = Duration(60.0)
     key: str = ""
 
 
@@ -182,9 +217,13 @@ class BackendTable(DriverTable, frozen=True):
     Attributes:
         model: `follow` the rollout to this node, `pause` with the one that served last, a version, or a path to a
             package or `.onnx` file (it has a `/`, or ends in `.onnx` or `.zip`).
+        remember: What a person has chosen to serve stays chosen after a restart; if not, `model` counts at each start.
+        exclusive: The old model is released before the new one is loaded, for a device that has no room for both.
     """
 
     model: Annotated[str, Meta(min_length=1)] = "follow"
+    remember: bool = True
+    exclusive: bool = False
 
 
 class PlatformTable(DriverTable, frozen=True):
@@ -205,6 +244,27 @@ class SelectorTable(DriverTable, frozen=True):
 
     per_hour: Count | None = None
     per_hour_per_camera: Count | None = None
+
+
+class TrainerTable(DriverTable, frozen=True):
+    """`[trainer]`: what turns the images of platforms into models, one job at a time.
+
+    Attributes:
+        backend: The driver of the backend with which a new model looks at the platform's images; by default that of
+            `[backend]` if it runs the trainer's models, else one that does.
+        batch: How many images it looks at in one go.
+        keep_old: The folders of earlier jobs are kept, not removed when the next one begins.
+        exit_after: The node ends, with exit code 0, when a job has ended.
+        idle_exit: The node ends likewise after so long without a job.
+        slot: A lock file that the trainers of one machine share, so that one of them trains at a time.
+    """
+
+    backend: str | None = None
+    batch: Count = 10
+    keep_old: bool = False
+    exit_after: bool = False
+    idle_exit: Duration | None = None
+    slot: Path | None = None
 
 
 class SinkTable(DriverTable, frozen=True):

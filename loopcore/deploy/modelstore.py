@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from secrets import token_hex
@@ -12,11 +12,16 @@ from typing import Literal
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
+from loopcore.deploy.identity import ids_of, made_from, same_model, shown
 from loopcore.errors import IntegrityError, ModelError, StorageError
 from loopcore.files import DISK, Disk, inner_path, read_bounded, write_atomic
 from loopcore.package import MANIFEST, chunks, encode_manifest, open_folder, open_model, read_info
-from loopcore.types import Digest, Model
+from loopcore.types import Digest, Model, ModelInfo
+
+_ARRIVING = ".arriving-"
+_ID_CHARACTERS = 8
 
 
 class _Record(Struct, frozen=True, kw_only=True):
@@ -38,11 +43,16 @@ class ModelStore:
     def __init__(self, folder: Path, *, disk: Disk = DISK) -> None:
         self.folder = folder
         self._disk = disk
+        self._used: set[Path] = set()
 
-    def stage(self, path: Path) -> Model:
+    def stage(self, path: Path, sources: Sequence[ModelInfo] = ()) -> Model:
         """Copy a package, zip or bare `.onnx` in; when this returns, it is whole and survives a power cut.
 
         Staging the same again returns the one that is there.
+
+        Args:
+            path: The package.
+            sources: What else is known of the model, and which packages this one was made from; kept in its `extra`.
 
         Raises:
             IntegrityError: A file is not the one that was promised.
@@ -51,6 +61,8 @@ class ModelStore:
         """
         with self._draft() as draft:
             source = open_model(path, draft / "unpacked")
+            if sources:
+                source = replace(source, info=made_from(source.info, sources))
             package = draft / "package"
             manifest = encode_manifest(source.info)
             try:
@@ -71,19 +83,36 @@ class ModelStore:
                 continue  # `get` and `active` say what is wrong with it
         return tuple(found)
 
-    def get(self, version: str, name: str | None = None) -> Model:
-        """The last staged model of this version, checked.
+    def get(self, choice: str, formats: Sequence[str] = ()) -> Model | None:
+        """The model of this version, or of an id that begins so, checked; `None` if there is none.
+
+        Args:
+            choice: A version, or the first 8 or more characters of an id.
+            formats: Those that are wanted; all by default.
 
         Raises:
-            ModelError: There is none, or it is damaged.
+            IntegrityError: It is damaged.
+            ModelError: There are several.
         """
-        here = self.list()
+        here = [model for model in self.list() if not formats or model.info.format in formats]
+        found = one_of(choice, [model.info for model in here])
+        return open_folder(next(model.path for model in here if model.info == found)) if found else None
+
+    def find(self, wanted: ModelInfo, formats: Sequence[str]) -> Model | None:
+        """This model in the first of these formats that it has here, checked; `None` if it is not here, or damaged.
+
+        Args:
+            wanted: The model, as a platform speaks of it.
+            formats: Best first; none: any.
+        """
+        here = [model for model in self.list() if same_model(wanted, model.info)]
+        if formats:
+            fit = [model for model in here if model.info.format in formats]
+            here = sorted(fit, key=lambda model: formats.index(model.info.format))
         for model in here:
-            if model.info.version == version and name in (None, model.info.name):
+            with suppress(ModelError):
                 return open_folder(model.path)
-        known = ", ".join(f"{model.info.name} {model.info.version}" for model in here) or "none"
-        hint = f"; if a path is meant, write './{version}'"
-        raise ModelError(f"no model of version {version!r} is in the store (there: {known}){hint}")
+        return None
 
     def active(self) -> Model | None:
         """The model that was activated last, checked; `None` if none ever was.
@@ -121,19 +150,56 @@ class ModelStore:
         record = _Record(active=model.path.name, previous=old.active if old else None)
         write_atomic(self._record_path, msgspec.json.encode(record), disk=self._disk)
 
+    def arrival(self, key: str) -> Path:
+        """A folder into which a package is fetched; it may hold the part that an earlier attempt has left.
+
+        One package arrives at a time: the parts of others are given up.
+
+        Args:
+            key: The model and its format, so that a part is never taken for one of another; hexadecimal digits.
+
+        Raises:
+            StorageError: The disk refuses.
+        """
+        folder = self.folder / f"{_ARRIVING}{key}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._disk.mkdir(folder)
+        except OSError as exc:
+            raise StorageError(f"cannot write {self.folder}: {exc.strerror or exc}") from exc
+        self.give_up(all_but=folder)
+        return folder
+
+    def clear(self, folder: Path) -> None:
+        """Remove what has arrived in this folder."""
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def give_up(self, *, all_but: Path | None = None) -> None:
+        """Remove all that has arrived in part."""
+        for folder in self.folder.glob(f"{_ARRIVING}*") if self.folder.is_dir() else ():
+            if folder != all_but:
+                self.clear(folder)
+
     def prune(self, keep: int = 3) -> tuple[Model, ...]:
         """Remove all but the active, the previous and the last `keep` staged models, and what crashes left behind.
 
+        What has arrived in part stays: it is gone on with.
+
         Raises:
             ModelError: The record is damaged; nothing was removed.
+            StorageError: The disk refuses.
         """
         record = self._record()
         held = {record.active, record.previous} if record else set()
         gone = tuple(model for model in self.list()[keep:] if model.path.name not in held)
-        for model in gone:
-            self._discard(model.path)
+        try:
+            for model in gone:
+                self._discard(model.path)
+        except OSError as exc:
+            raise StorageError(f"cannot remove old models: {exc.strerror or exc}") from exc
         for path in self.folder.glob(".*-*") if self.folder.is_dir() else ():
-            shutil.rmtree(path, ignore_errors=True)
+            if path not in self._used and not path.name.startswith(_ARRIVING):
+                shutil.rmtree(path, ignore_errors=True)
         return gone
 
     @property
@@ -151,8 +217,12 @@ class ModelStore:
     def _folders(self) -> Sequence[Path]:
         if not self.folder.is_dir():
             return []
-        manifests = [path for path in self.folder.glob(f"*/{MANIFEST}") if not path.parent.name.startswith(".")]
-        return [path.parent for path in sorted(manifests, key=lambda path: -path.stat().st_mtime_ns)]
+        found = []
+        for path in self.folder.glob(f"*/{MANIFEST}"):
+            with suppress(OSError):  # it is being removed in this moment
+                if not path.parent.name.startswith("."):
+                    found.append((-path.stat().st_mtime_ns, path.parent))
+        return [folder for _, folder in sorted(found)]
 
     @contextmanager
     def _draft(self) -> Iterator[Path]:
@@ -162,10 +232,12 @@ class ModelStore:
             self._disk.mkdir(draft)
         except OSError as exc:
             raise StorageError(f"cannot write {self.folder}: {exc.strerror or exc}") from exc
+        self._used.add(draft)
         try:
             yield draft
         finally:
             shutil.rmtree(draft, ignore_errors=True)
+            self._used.discard(draft)
 
     def _copy(self, source: Model, package: Path) -> None:
         self._disk.mkdir(package)
@@ -207,3 +279,22 @@ class ModelStore:
         trash = self.folder / f".trash-{token_hex(8)}"
         self._disk.rename(package, trash)
         shutil.rmtree(trash, ignore_errors=True)
+
+
+def one_of(choice: str, known: Sequence[ModelInfo]) -> ModelInfo | None:
+    """The model that a person means by a version, or by the first characters of an id; `None` if there is none.
+
+    Raises:
+        ModelError: There are several.
+    """
+    long = len(choice) >= _ID_CHARACTERS
+    meant = [
+        info
+        for info in known
+        if info.version == choice or (long and any(one.startswith(choice) for one in ids_of(info)))
+    ]
+    for other in meant[1:]:
+        if not same_model(meant[0], other):
+            several = ", ".join(f"{info.name} {info.version} ({shown(info)['id'] or 'no id'})" for info in meant)
+            raise ModelError(f"{choice!r} may be each of {several}; say the id of the one that is meant")
+    return meant[0] if meant else None

@@ -7,7 +7,7 @@ once.
 Any 2xx but a web page means that the receiver has the sample for good, and 409 that it had it before. A JSON object as
 the answer may say more: `id`, the receiver's name for the sample; `duplicate`; and `accepted` or `success`, where
 `false` refuses the sample for good, with the reason in `why`, `error`, `message` or `detail`. Other statuses mean what
-`http.py` says.
+`loopcore.http` says.
 """
 
 from __future__ import annotations

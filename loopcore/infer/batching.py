@@ -27,9 +27,13 @@ class _Waiting(Generic[RequestT, ResultT]):
 
     def __init__(self, request: RequestT) -> None:
         self.request = request
-        self.woken = Event()
+        self.woken: Event | None = None  # there is one while it waits
         self.outcome: ResultT | Exception | None = None
         self.leads = False
+
+    def wake(self) -> None:
+        if self.woken is not None:
+            self.woken.set()
 
 
 class Batcher(Generic[ContextT, RequestT, ResultT]):
@@ -105,11 +109,11 @@ class Batcher(Generic[ContextT, RequestT, ResultT]):
         while mine.leads and self._leading > self._overlap:  # the overlap has shrunk: back to the head of the line
             self._leading -= 1
             mine.leads = False
-            mine.woken = Event()
             self._waiting.appendleft(mine)
             await self._woken(mine)
 
     async def _woken(self, mine: _Waiting[RequestT, ResultT]) -> None:
+        mine.woken = Event()
         try:
             await mine.woken.wait()
         except get_cancelled_exc_class():
@@ -138,7 +142,7 @@ class Batcher(Generic[ContextT, RequestT, ResultT]):
             self._step_down()
         for one, outcome in pairs:
             one.outcome = outcome
-            one.woken.set()
+            one.wake()
 
     def _step_down(self) -> None:
         self._leading -= 1
@@ -149,7 +153,7 @@ class Batcher(Generic[ContextT, RequestT, ResultT]):
             next_leader = self._waiting.popleft()
             next_leader.leads = True
             self._leading += 1
-            next_leader.woken.set()
+            next_leader.wake()
 
 
 def _unwrap(one: _Waiting[RequestT, ResultT]) -> ResultT:

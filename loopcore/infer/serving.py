@@ -1,24 +1,22 @@
-"""The model that serves: enter, warm up, swap, drain.
+"""The model that serves: enter, admit, swap, drain.
 
-The old model answers until the new one has shown that it can; no request fails because of a swap.
+The old model answers until the new one has shown that it can; no request fails because of a swap. Where a device has no
+room for two models, the old one is released first, and comes back if the new one cannot serve.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import anyio
-from anyio import Event, Lock, create_task_group
+from anyio import CancelScope, Event, Lock, create_task_group
 
 from loopcore.abc import Backend
-from loopcore.errors import BackendError, LoopcoreError, ModelError, NotReadyError, PluginError
-from loopcore.infer.threads import Threads
-from loopcore.types import Box, Classification, Detection, Frame, FrameInfo, Model, Point, Segmentation
+from loopcore.errors import LoopcoreError, NotReadyError, PluginError
+from loopcore.types import Model
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup, TaskStatus
@@ -27,6 +25,9 @@ _log = logging.getLogger(__name__)
 
 DRAIN_S = 30.0
 """How long a replaced model may take to finish what it has begun."""
+
+Admit = Callable[[Backend], Awaitable[object]]
+"""Called with an entered backend before it serves; raises if it may not."""
 
 
 class _Served:
@@ -37,6 +38,7 @@ class _Served:
         self.model = model
         self.retired = Event()
         self.drained = Event()
+        self.closed = Event()
         self._calls = 0
 
     @contextmanager
@@ -65,8 +67,8 @@ class Serving:
     Args:
         make: Constructs the backend for a model.
         swapped: Called at each swap, in the same step of the event loop, so that no call comes between the two.
-        activated: Called after each swap, before the old backend closes.
-        threads: Where a model is warmed up: those that run it later, so that its buffers are made once.
+        activated: Called after each swap, before the old backend closes unless that is closed already.
+        exclusive: The old model is released before the new one is loaded.
     """
 
     def __init__(
@@ -74,13 +76,15 @@ class Serving:
         make: Callable[[Model], Backend],
         swapped: Callable[[Backend], None],
         activated: Callable[[Backend, Model | None], Awaitable[None]],
-        threads: Threads,
+        *,
+        exclusive: bool = False,
     ) -> None:
-        self._threads = threads
+        self._exclusive = exclusive
         self._make = make
         self._swapped = swapped
         self._activated = activated
         self._current: _Served | None = None
+        self._missing = "no model is serving yet"
         self._lock = Lock()
         self._tasks: TaskGroup | None = None
 
@@ -98,7 +102,7 @@ class Serving:
         """
         served = self._current
         if served is None:
-            raise NotReadyError("no model is serving yet")
+            raise NotReadyError(self._missing)
         with served.call():
             yield served.backend
 
@@ -108,18 +112,25 @@ class Serving:
             task_status.started()
             await anyio.sleep_forever()
 
-    async def activate(self, model: Model) -> None:
-        """Load a model, warm it up and let it serve in place of the old one.
+    async def activate(self, model: Model, admit: Admit | None = None) -> None:
+        """Load a model and let it serve in place of the old one.
+
+        Args:
+            model: The model.
+            admit: Has the last word, once the model is loaded.
 
         Raises:
-            ModelError: It cannot be loaded or fails its warm-up; what served before still serves.
+            ModelError: It cannot be loaded, or may not serve; what served before still serves, or serves again.
             PluginError: Its backend breaks its contract, likewise.
         """
         if self._tasks is None:
             raise NotReadyError("the node is not running yet")
         async with self._lock:
             previous = self._current
-            await self._tasks.start(self._serve, model, name=f"serve {model.info.name} {model.info.version}")
+            if previous and self._exclusive:
+                await self._replace(self._tasks, previous, model, admit)
+            else:
+                await self._start(self._tasks, model, admit)
             try:
                 if self._current:
                     await self._activated(self._current.backend, previous.model if previous else None)
@@ -127,23 +138,55 @@ class Serving:
                 if previous:
                     previous.retire()
 
-    async def _serve(self, model: Model, *, task_status: TaskStatus[None]) -> None:
+    async def _start(self, tasks: TaskGroup, model: Model, admit: Admit | None) -> None:
+        await tasks.start(self._serve, model, admit, name=f"serve {model.info.name} {model.info.version}")
+
+    async def _replace(self, tasks: TaskGroup, previous: _Served, model: Model, admit: Admit | None) -> None:
+        self._missing = f"updating model to version {model.info.version}"
+        self._current = None
+        previous.retire()
+        try:
+            await previous.closed.wait()
+            await self._start(tasks, model, admit)
+        except BaseException:
+            with CancelScope(shield=True):
+                await self._restore(tasks, previous)
+            raise
+
+    async def _restore(self, tasks: TaskGroup, previous: _Served) -> None:
+        if tasks.cancel_scope.cancel_called:
+            return
+        info = previous.model.info
+        try:
+            await previous.closed.wait()
+            await self._start(tasks, previous.model, None)
+        except LoopcoreError as exc:
+            self._missing = f"no model serves: {exc}"
+            _log.error("The old model cannot be loaded again name=%s version=%s why=%s", info.name, info.version, exc)
+        else:
+            _log.warning("The old model serves again name=%s version=%s", info.name, info.version)
+
+    async def _serve(self, model: Model, admit: Admit | None, *, task_status: TaskStatus[None]) -> None:
         served: _Served | None = None
         try:
             async with self._make(model) as backend:
-                await self._threads.run(_warm_up, backend)
+                if admit:
+                    await admit(backend)
                 self._swapped(backend)
                 served = self._current = _Served(backend, model)
                 task_status.started()
                 await self._until_retired(served)
         except Exception as exc:
             # The driver guard: what a backend raises unforeseen is its fault, and only this model's end.
-            if served:
+            if served is not None:
                 _log.exception("A backend failed while it closed model=%s", model.info.name)
                 return
             if isinstance(exc, LoopcoreError):
                 raise
             raise PluginError(f"the backend of {model.info.name!r} failed: {exc!r}") from exc
+        finally:
+            if served is not None:
+                served.closed.set()
 
     async def _until_retired(self, served: _Served) -> None:
         try:
@@ -156,39 +199,3 @@ class Serving:
                 await served.drained.wait()
             if limit.cancelled_caught:
                 _log.error("A replaced model still answers after %s s and is closed all the same", DRAIN_S)
-
-
-def _warm_up(backend: Backend) -> None:
-    """One grey picture through the model: it must answer once, with finite numbers.
-
-    Raises:
-        ModelError: It does not.
-    """
-    import numpy as np
-
-    info = FrameInfo(width=640, height=480, time=datetime.now(UTC))
-    frame = Frame(info=info, pixels=np.full((480, 640, 3), 127, np.uint8))
-    try:
-        predictions = backend.infer([frame])
-    except BackendError as exc:
-        raise ModelError(f"the model fails its warm-up: {exc}") from exc
-    if len(predictions) != 1:
-        raise PluginError(f"the backend gave {len(predictions)} predictions for one frame")
-    if not all(_is_finite(found) for found in predictions[0].detections):
-        raise ModelError("the model's warm-up gives boxes that are not finite")
-
-
-def _is_finite(found: Detection) -> bool:
-    return math.isfinite(found.confidence) and all(map(math.isfinite, _coordinates(found)))
-
-
-def _coordinates(found: Detection) -> tuple[float, ...]:
-    match found:
-        case Box():
-            return (found.x, found.y, found.width, found.height)
-        case Point():
-            return (found.x, found.y)
-        case Segmentation():
-            return tuple(value for point in found.points for value in point)
-        case Classification():
-            return ()

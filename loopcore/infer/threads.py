@@ -61,8 +61,11 @@ class Threads(AsyncContextManagerMixin):
                 self._start()
             job = _Job(work, arguments)
             self._jobs.put(job)
-            with CancelScope(shield=True):
+            try:
                 await job.done.wait()
+            except get_cancelled_exc_class():  # what has begun is carried through; the cancellation comes again after it
+                with CancelScope(shield=True):
+                    await job.done.wait()
         finally:
             self._running -= 1
         if job.error is not None:

@@ -15,7 +15,7 @@ from anyio import CancelScope, create_task_group, open_signal_receiver
 
 from loopcore.config import Config
 from loopcore.errors import LoopcoreError, first
-from loopcore.node.control import ask
+from loopcore.node.control_socket import ask
 from loopcore.node.node import Node
 from loopcore.node.offline import Use, reach
 from loopcore.plan import resolve

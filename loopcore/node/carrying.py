@@ -16,7 +16,7 @@ from loopcore.collect.bundle import Choice, Damage, Head, Mark, Member, Reader, 
 from loopcore.collect.outbox import Listed, Outbox
 from loopcore.errors import ConfigError, FrameError, StorageError
 from loopcore.files import read_bounded, write_atomic
-from loopcore.node.control import Tell
+from loopcore.node.control_socket import Tell
 from loopcore.node.progress import Steps
 from loopcore.types import Sample
 

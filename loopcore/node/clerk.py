@@ -18,7 +18,7 @@ from loopcore.collect.outbox import Listed, Outbox, Taker
 from loopcore.config import SinkTable, When
 from loopcore.errors import ConfigError, StorageError
 from loopcore.node.carrying import Carrier, portions
-from loopcore.node.control import LongOperation, Operation, Tell
+from loopcore.node.control_socket import LongOperation, Operation, Tell
 from loopcore.node.progress import Steps
 from loopcore.types import Sample, image_id
 

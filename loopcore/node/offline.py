@@ -17,7 +17,7 @@ from loopcore.config import Config, OutboxTable
 from loopcore.errors import ConfigError, LoopcoreError, StorageError
 from loopcore.files import locked
 from loopcore.node.clerk import Clerk, taker
-from loopcore.node.control import SOCKET, LongOperation, Operations, Progress, Tell, ask
+from loopcore.node.control_socket import SOCKET, LongOperation, Operations, Progress, Tell, ask
 from loopcore.node.state import load_state
 from loopcore.options import Size
 from loopcore.plan import resolve

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from anyio import current_time
 
-from loopcore.node.control import Tell
+from loopcore.node.control_socket import Tell
 
 _EVERY_S = 0.25
 

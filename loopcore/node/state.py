@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
+from anyio import to_thread
 from msgspec import Struct
+from msgspec.structs import replace
 
 from loopcore.errors import StorageError
 from loopcore.files import read_bounded, write_atomic
@@ -34,6 +36,40 @@ class State(Struct, frozen=True, kw_only=True):
     def model_choice(self, configured: str) -> str:
         """What is to serve, given what the TOML says now."""
         return self.model if self.model is not None and self.configured_model == configured else configured
+
+
+class Settings:
+    """The state of one node, in memory and on the disk.
+
+    Args:
+        data_dir: The node's folder.
+
+    Attributes:
+        state: As it stands; a fresh one until `load`.
+    """
+
+    def __init__(self, data_dir: Path) -> None:
+        self.state = State()
+        self._data_dir = data_dir
+
+    def load(self) -> None:
+        """Take over what the disk has. Blocking.
+
+        Raises:
+            StorageError: The file is there and cannot be used.
+        """
+        self.state = load_state(self._data_dir)
+
+    async def change(self, **fields: Any) -> None:
+        """Set these fields; durable on return.
+
+        Raises:
+            StorageError: The disk refused; the old state stands.
+            ValidationError: A value is not what it should be, likewise.
+        """
+        state = replace(self.state, **fields)
+        await to_thread.run_sync(save_state, self._data_dir, state)
+        self.state = state
 
 
 def load_state(data_dir: Path) -> State:

@@ -1,7 +1,8 @@
 """Who may call: Host and Origin are checked for every verb and every websocket, then the token.
 
 A page from elsewhere must not reach a node on the loopback through its reader's browser. A foreign `Origin` tells such
-a page; a foreign `Host` tells a name that was bent to this address after the page was loaded (DNS rebinding).
+a page; a foreign `Host` tells a name that was bent to this address after the page was loaded (DNS rebinding). A node
+that answers to any name (`allowed_hosts = ["*"]`) cannot tell the latter: only a token keeps such a page out.
 """
 
 from __future__ import annotations
@@ -9,10 +10,9 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import socket
-from collections.abc import Mapping
+from functools import lru_cache
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -31,14 +31,15 @@ class Guard:
         self._app = app
         self._max_body = table.max_body
         self._token = table.token.reveal().encode() if table.token else None
-        self._pages = frozenset(name.lower() for name in table.allowed_hosts)
+        self._pages = frozenset(name.lower() for name in table.allowed_hosts) - {"*"}
+        self._any_name = "*" in table.allowed_hosts
         self._names = self._pages | {"localhost", table.host.lower(), socket.gethostname().lower()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        refusal = self._refusal(scope, Headers(scope=scope))
+        refusal = self._refusal(scope)
         if refusal is None:
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":
@@ -49,24 +50,33 @@ class Guard:
             headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
             await JSONResponse({"error": "Refused", "message": sentence}, status, headers)(scope, receive, send)
 
-    def _refusal(self, scope: Scope, headers: Headers) -> tuple[int, str] | None:
-        hosts = headers.getlist("host")
+    def _refusal(self, scope: Scope) -> tuple[int, str] | None:
+        hosts: list[str] = []
+        origins: list[str] = []
+        token = ""
+        for name, value in scope["headers"]:  # once, and by hand: every request comes by here
+            if name == b"host":
+                hosts.append(value.decode("latin-1"))
+            elif name == b"content-length":
+                if len(value) > _MAX_DIGITS or int(value) > self._max_body:
+                    return 413, f"the body is larger than {self._max_body} bytes, the limit of [server] max_body"
+            elif name == b"origin":
+                origins.append(value.decode("latin-1"))
+            elif name == b"authorization":
+                token = value.decode("latin-1")
         if len(hosts) > 1:
             return 400, "a request has one Host header"
         host = hosts[0] if hosts else ""
         if not self._knows(_host_name(host)):
             return 403, "this node is not known by that name; add it to [server] allowed_hosts"
-        if not all(self._is_own(origin, host) for origin in headers.getlist("origin")):
+        if origins and not all(self._is_own(origin, host) for origin in origins):
             return 403, "pages from elsewhere may not call this node"
-        length = headers.get("content-length", "0")
-        if len(length) > _MAX_DIGITS or int(length) > self._max_body:
-            return 413, f"the body is larger than {self._max_body} bytes, the limit of [server] max_body"
-        if self._token and scope["path"] not in OPEN_PATHS and not self._has_token(headers):
+        if self._token and scope["path"] not in OPEN_PATHS and not self._is_token(token):
             return 401, "send the node's token as 'Authorization: Bearer …'"
         return None
 
     def _knows(self, host: str) -> bool:
-        return host in self._names or _is_address(host)
+        return self._any_name or host in self._names or _is_address(host)
 
     def _is_own(self, origin: str, host: str) -> bool:
         try:
@@ -75,8 +85,8 @@ class Guard:
             return False
         return parts.netloc.lower() == host.lower() or parts.hostname in self._pages
 
-    def _has_token(self, headers: Mapping[str, str]) -> bool:
-        scheme, _, token = headers.get("authorization", "").partition(" ")
+    def _is_token(self, header: str) -> bool:
+        scheme, _, token = header.partition(" ")
         return (
             self._token is not None
             and scheme.lower() == "bearer"
@@ -91,6 +101,7 @@ def _host_name(header: str) -> str:
     return header.partition(":")[0].lower()
 
 
+@lru_cache(maxsize=256)
 def _is_address(host: str) -> bool:
     """An address cannot be bent to another machine, so it needs no list."""
     try:

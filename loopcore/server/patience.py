@@ -9,7 +9,10 @@ import asyncio
 import resource
 from typing import Any
 
+from anyio import CancelScope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from loopcore.hookspecs import GONE
 
 HEAD_BYTES = 64_000
 """The first line and the headers of a request, beyond what arrives in one piece."""
@@ -29,6 +32,7 @@ class PatientProtocol(HttpToolsProtocol):
         self._in_head = False
         self._head_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._gone: set[CancelScope] = set()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -39,6 +43,8 @@ class PatientProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
         super().connection_lost(exc)
+        for limit in self._gone:
+            limit.cancel()
 
     def data_received(self, data: bytes) -> None:
         went_on = self._in_head
@@ -56,6 +62,7 @@ class PatientProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self.scope["extensions"] = {GONE: self._gone}  # type: ignore[dict-item]
         self._in_head, self._head_bytes = True, 0
         self._wait()
 

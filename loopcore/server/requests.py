@@ -9,6 +9,8 @@ from anyio import CancelScope, Event
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from loopcore.hookspecs import LIMIT
+
 
 class Requests:
     """An ASGI application in front of another, which can end what it does."""
@@ -28,6 +30,7 @@ class Requests:
             await send(message)
 
         limit = CancelScope()
+        scope.setdefault("extensions", {})[LIMIT] = limit
         self._running.add(limit)
         try:
             with limit:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
 import msgspec
-from anyio import create_task_group
 from msgspec import Struct
 from starlette.applications import Starlette
-from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.requests import ClientDisconnect, Request
@@ -27,10 +25,11 @@ from loopcore.errors import (
     NotReadyError,
     StorageError,
 )
-from loopcore.hookspecs import Mount
+from loopcore.forms import read_form
+from loopcore.hookspecs import Mount, until_gone
 from loopcore.server.guard import Guard
 from loopcore.server.metrics import prometheus
-from loopcore.types import Answer, Encoded, Keep
+from loopcore.types import Encoded, Keep
 
 CLIENT_GONE = 499
 """Nobody reads this answer; the number is for the log."""
@@ -71,25 +70,30 @@ def application(
         exception_handlers={LoopcoreError: _failed, HTTPException: _refused},
         max_body_size=table.max_body,
     )
-    places = {mount.path: RequestBodyLimitMiddleware(mount.app, table.max_body) for mount in mounts}
-    return Guard(_Dispatch(core, places), table)
-
-
-def _below(path: str, place: str) -> bool:
-    return path == place or path.startswith(place + "/")
+    return Guard(_Dispatch(core, mounts, table.max_body), table)
 
 
 class _Dispatch:
     """Sends a request to the mount with the longest fitting path, else to the core. Mounts see the whole path."""
 
-    def __init__(self, core: ASGIApp, places: Mapping[str, ASGIApp]) -> None:
+    def __init__(self, core: ASGIApp, mounts: Sequence[Mount], max_body: int) -> None:
         self._core = core
-        self._places = sorted(places.items(), key=lambda place: len(place[0]), reverse=True)
+        self._exact = {mount.path: mount.app for mount in mounts}
+        self._places = sorted(self._exact.items(), key=lambda place: len(place[0]), reverse=True)
+        self._max_body = max_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
-        app = next((app for place, app in self._places if _below(path, place)), self._core)
+        app = self._exact.get(path) or next((app for place, app in self._places if path.startswith(place + "/")), None)
+        if app is None:
+            app = self._core
+        elif scope["type"] == "http" and not _says_its_size(scope):  # a size that is said was checked by the guard
+            app = RequestBodyLimitMiddleware(app, self._max_body)
         await app(scope, receive, send)
+
+
+def _says_its_size(scope: Scope) -> bool:
+    return any(name == b"content-length" for name, _ in scope["headers"])
 
 
 class _Api:
@@ -103,38 +107,16 @@ class _Api:
             image, wish = await _read(request)
         except ClientDisconnect:
             return Response(status_code=CLIENT_GONE)
-        answer = await self._unless_gone(request, image, wish)
-        if answer is None:
-            return Response(status_code=CLIENT_GONE)
+        with until_gone(request.scope):
+            answer = await self._service.predict(
+                image,
+                camera=wish.camera,
+                captured=wish.captured,
+                tags=wish.tags,
+                source=wish.source,
+                keep=wish.keep,
+            )
         return Response(_json.encode(answer), media_type="application/json")
-
-    async def _unless_gone(self, request: Request, image: Encoded, wish: _Wish) -> Answer | None:
-        """The answer, or `None` if the client went away first; then its work is cancelled."""
-        answer: Answer | None = None
-        failure: LoopcoreError | None = None
-
-        async def watch() -> None:
-            while (await request.receive())["type"] != "http.disconnect":
-                pass
-            group.cancel_scope.cancel()
-
-        async with create_task_group() as group:
-            group.start_soon(watch)
-            try:
-                answer = await self._service.predict(
-                    image,
-                    camera=wish.camera,
-                    captured=wish.captured,
-                    tags=wish.tags,
-                    source=wish.source,
-                    keep=wish.keep,
-                )
-            except LoopcoreError as exc:
-                failure = exc
-            group.cancel_scope.cancel()
-        if failure:
-            raise failure
-        return answer
 
     async def health(self, _: Request) -> Response:
         """The process lives and its event loop turns."""
@@ -155,19 +137,20 @@ class _Api:
 
 
 async def _read(request: Request) -> tuple[Encoded, _Wish]:
-    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = request.headers.get("content-type", "")
+    media = kind.partition(";")[0].strip().lower()
+    data = await request.body()
     if media != "multipart/form-data":
-        data = await request.body()
         if not data:
             raise FrameError("the body is empty; send the bytes of a JPEG or PNG", status=400)
         return Encoded(data, media or "application/octet-stream"), _wish(request.query_params.multi_items())
-    async with request.form(max_files=1, max_fields=64, max_part_size=64_000) as form:
-        image = form.get("image")
-        if not isinstance(image, UploadFile):
-            raise FrameError("the form has no file part named 'image'", status=400)
-        fields = [(name, value) for name, value in form.multi_items() if isinstance(value, str)]
-        encoded = Encoded(await image.read(), image.content_type or "application/octet-stream")
-        return encoded, _wish([*request.query_params.multi_items(), *fields])
+    form = read_form(data, kind, max_parts=64)
+    image = next((part for part in form if part.name == "image" and part.filename is not None), None)
+    if image is None:
+        raise FrameError("the form has no file part named 'image'", status=400)
+    fields = [(part.name, part.text) for part in form if part.filename is None]
+    encoded = Encoded(image.data, image.media or "application/octet-stream")
+    return encoded, _wish([*request.query_params.multi_items(), *fields])
 
 
 def _wish(items: Sequence[tuple[str, str]]) -> _Wish:

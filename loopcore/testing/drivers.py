@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import Annotated
+from pathlib import Path
+from threading import Event
+from time import monotonic
+from typing import Annotated, Any
 
 import anyio
 from anyio.abc import TaskStatus
 from msgspec import Meta, Struct
 
-from loopcore.abc import Backend, Selector, Service, Sink, Source
-from loopcore.errors import BusyError, FrameError, NotReadyError
-from loopcore.options import Options
+from loopcore.abc import Backend, Report, Score, Selector, Service, Sink, Source, Trainer
+from loopcore.datasets import read_snapshot
+from loopcore.errors import BusyError, DatasetError, FrameError, NotReadyError, TrainingError
+from loopcore.files import write_atomic
+from loopcore.options import Duration, Options
+from loopcore.package import write_package
 from loopcore.testing.pictures import START, make_jpeg
 from loopcore.types import (
     Box,
@@ -22,6 +28,7 @@ from loopcore.types import (
     Encoded,
     Frame,
     FrameInfo,
+    ModelInfo,
     Prediction,
     Receipt,
     Sample,
@@ -142,6 +149,70 @@ class FixedBackend(NullBackend):
         return Prediction(
             detections=boxes, model=self.model.info.name, model_version=self.model.info.version, infer_ms=0.0
         )
+
+
+class FixedTrainerOptions(Options, frozen=True, kw_only=True):
+    """How many steps, how long each takes, and the formats of the model."""
+
+    steps: Annotated[int, Meta(ge=1)] = 3
+    pause: Duration = Duration(0)
+    formats: Annotated[tuple[str, ...], Meta(min_length=1)] = ("null",)
+
+
+class FixedTrainer(Trainer):
+    """Counts its steps, and leaves a model that says how many there were."""
+
+    Options = FixedTrainerOptions
+    options: FixedTrainerOptions
+    architecture = "fixed"
+
+    def __init__(self, options: FixedTrainerOptions) -> None:
+        super().__init__(options)
+        self.formats = options.formats
+
+    def pretrained(self) -> Sequence[str]:
+        return ("small", "large")
+
+    def train(
+        self,
+        snapshot: Path,
+        base: Path | None,
+        parameters: Mapping[str, Any],
+        workdir: Path,
+        report: Report,
+        stop: Callable[[], bool],
+    ) -> Path:
+        try:
+            data = read_snapshot(snapshot)
+        except DatasetError as exc:
+            raise TrainingError(str(exc)) from exc
+        book = workdir / "steps"
+        done = int(book.read_text()) if book.exists() else 0
+        while True:
+            score = Score(confusion=dict.fromkeys(data.labels, (done, 0, 0)), epoch=done)
+            report(done / self.options.steps, f"{done} steps", score=score, loss=1 / (done + 1))
+            if done == self.options.steps or _waited(self.options.pause, stop):
+                return self._leave(workdir / "package", data.labels, done)
+            done += 1
+            write_atomic(book, str(done).encode())
+
+    def _leave(self, folder: Path, labels: tuple[str, ...], done: int) -> Path:
+        for name in self.formats:
+            package = folder if len(self.formats) == 1 else folder / name
+            package.mkdir(parents=True, exist_ok=True)
+            (package / "model.txt").write_text(f"{name} after {done} steps\n")
+            write_package(package, ModelInfo(name="fixed", version="1", format=name, labels=labels))
+        return folder
+
+
+def _waited(seconds: float, stop: Callable[[], bool]) -> bool:
+    """Wait so long; true at once when the training is to end."""
+    until = monotonic() + seconds
+    while not stop():
+        if monotonic() >= until:
+            return False
+        Event().wait(min(0.02, max(0.0, until - monotonic())))
+    return True
 
 
 class AlwaysSelector(Selector):

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
+from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import numpy as np
 from msgspec import structs
 
+from loopcore.datasets import Picture, Set, Snapshot, SnapshotWriter
 from loopcore.imaging import encode_jpeg
 from loopcore.types import (
     RGB,
@@ -29,6 +32,8 @@ from loopcore.types import (
 
 START = datetime(2024, 5, 17, 8, 30, tzinfo=UTC)
 """When the first of the made pictures was taken; each next one a second later."""
+
+_SETS: tuple[Set, ...] = ("train", "train", "val", "train", "test")
 
 
 def make_picture(seed: int, width: int = 64, height: int = 48) -> RGB:
@@ -119,3 +124,22 @@ def make_sample(
         annotations=None if annotations is None else tuple(annotations),
     )
     return Sample(info=structs.replace(info, **changes), image=image)
+
+
+def make_snapshot(folder: Path, count: int = 8, labels: Sequence[str] = ("penguin", "floe")) -> Snapshot:
+    """A snapshot of made pictures with a box of each label: three in five to train on, and two sets of one in five."""
+    work = folder.with_name(f"{folder.name}.pictures")
+    work.mkdir()
+    writer = SnapshotWriter(folder, labels, link=True)
+    writer.begin()
+    for seed in range(count):
+        path = work / f"{seed}.jpg"
+        path.write_bytes(make_jpeg(seed))
+        boxes = tuple(Box(label=label, x=4.0 * at, y=seed, width=12, height=9) for at, label in enumerate(labels))
+        kind = _SETS[seed % len(_SETS)]
+        writer.add(
+            Picture(path=path, id=f"made-{seed}", media="image/jpeg", width=64, height=48, set=kind, annotations=boxes)
+        )
+    snapshot = writer.finish()
+    rmtree(work)
+    return snapshot

@@ -7,8 +7,7 @@ import sys
 
 import pytest
 
-from loopcore.cli.log import VisibleFormatter
-from loopcore.cli.run import FORMAT
+from loopcore.cli.log import FORMAT, VisibleFormatter
 
 FORGED = "name\n2026-01-01 00:00:00,000 ERROR   root: all is lost\r\x1b[2J\x9b2J\u202e"
 

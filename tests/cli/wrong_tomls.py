@@ -7,6 +7,10 @@ from typing import NamedTuple
 NODE = '[node]\ndata_dir = "data"\n'  # two lines: what follows begins on line 3
 
 
+PLATFORM = '[[platforms]]\nname = "loop"\ndriver = "nx"\n'  # three lines
+ROLLING = f'[backend]\ndriver = "onnx"\n{PLATFORM}[[rollouts]]\nfrom = "loop"\n'  # lines 3 to 9
+
+
 class Wrong(NamedTuple):
     text: str
     line: int | None
@@ -47,7 +51,12 @@ WRONG = {
     "duration beyond all numbers": Wrong(
         NODE + f"[outbox]\nmax_age = '{'9' * 400} d'\n", 4, "outbox.max_age", "expected a duration that ends"
     ),
-    "wildcard host": Wrong(NODE + '[server]\nallowed_hosts = ["*"]\n', 4, "server.allowed_hosts[0]", "host name"),
+    "wildcard in a host": Wrong(
+        NODE + '[server]\nallowed_hosts = ["*.local"]\n', 4, "server.allowed_hosts[0]", "'*' alone for any name"
+    ),
+    "open door for any name": Wrong(
+        NODE + '[server]\nallowed_hosts = ["*"]\n', 4, "server.allowed_hosts[0]", "expected a 'token' too"
+    ),
     "two backends": Wrong(
         NODE + '[[backend]]\ndriver = "onnx"\n[[backend]]\ndriver = "onnx"\n', 5, "backend[1]", "expected one table"
     ),
@@ -97,6 +106,31 @@ WRONG = {
     ),
     "rollout from nowhere": Wrong(
         NODE + '[[rollouts]]\nfrom = "loop"\n', 4, "rollouts[0].from", "there is no platform"
+    ),
+    "rollout with a rule that is none": Wrong(
+        NODE + ROLLING + 'gate = { lables = ["a"] }\n', 10, "rollouts[0].gate.lables", "did you mean 'labels'"
+    ),
+    "rollout without a backend": Wrong(
+        NODE + PLATFORM + '[[rollouts]]\nfrom = "loop"\n', 6, "rollouts[0]", "needs a [backend]"
+    ),
+    "two rollouts to one place": Wrong(
+        NODE + ROLLING + '[[rollouts]]\nfrom = "loop"\n', 10, "rollouts[1].to", "by rollouts[0] already"
+    ),
+    "rollout too often": Wrong(NODE + ROLLING + "every = 0.01\n", 10, "rollouts[0].every", "at least '100 ms'"),
+    "rollout in a format that the backend does not run": Wrong(
+        NODE + ROLLING + 'format = "eim"\n', 10, "rollouts[0].format", "that the backend runs (onnx"
+    ),
+    "conversion of nothing": Wrong(
+        NODE + PLATFORM + '[[conversions]]\nplatform = "loop"\nfrom = "a"\nto = "a"\n',
+        9, "conversions[0].to", "another format than 'from'",
+    ),
+    "conversion nowhere": Wrong(
+        NODE + '[[conversions]]\nplatform = "lop"\nfrom = "a"\nto = "b"\n',
+        4, "conversions[0].platform", "there is no platform 'lop'",
+    ),
+    "conversion that nothing can do": Wrong(
+        NODE + PLATFORM + '[[conversions]]\nplatform = "loop"\nfrom = "a"\nto = "b"\n',
+        6, "conversions[0]", "no installed converters lead from 'a' to 'b'",
     ),
     "bad choice": Wrong(NODE + '[outbox]\nwhen_full = "rejct"\n', 4, "outbox.when_full", "did you mean 'reject'"),
     "bad size": Wrong(NODE + '[outbox]\nmax_bytes = "20 GBytes"\n', 4, "outbox.max_bytes", "expected a size"),

@@ -449,6 +449,27 @@ async def test_credentials_that_are_refused_stop_the_sink_until_someone_resumes_
     assert sink.accepted == names(3)
 
 
+async def test_old_word_on_credentials_does_not_stop_a_sink_that_someone_has_resumed_since(tmp_path: Path) -> None:
+    sink = ScriptedSink(in_flight=2)
+    answer, under_way = anyio.Event(), anyio.Event()
+
+    async def hold(samples: Sequence[Sample]) -> None:
+        if samples[0].image == b"slow" and not answer.is_set():
+            under_way.set()
+            await answer.wait()
+            raise AuthError("answered 401", status=401)
+
+    sink.before = hold  # type: ignore[method-assign]
+    async with outbox_in(tmp_path) as outbox:
+        await keep(outbox, "slow")
+        delivery = deliver(sink, outbox)
+        async with delivering(delivery):
+            await under_way.wait()
+            delivery.resume()
+            answer.set()
+            await sink.until(lambda: sink.accepted == ["slow"])
+
+
 async def test_operator_can_pause_and_resume(tmp_path: Path) -> None:
     sink = ScriptedSink()
     async with outbox_in(tmp_path) as outbox:

@@ -13,6 +13,7 @@ from subprocess import PIPE, Popen
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from loopcore.deploy.modelstore import ModelStore
 from loopcore.errors import IntegrityError, ModelError, StorageError
@@ -219,12 +220,79 @@ def test_only_a_staged_model_can_be_activated(package, tmp_path, store):
         store.activate(open_model(package, tmp_path))
 
 
-def test_an_unknown_version_is_refused_with_those_there_are(package, store):
+def test_a_version_that_is_not_here_or_not_in_a_format_that_is_wanted_is_none(package, store):
     store.stage(package)
-    with pytest.raises(ModelError, match="gate 1"):
-        store.get("9")
-    with pytest.raises(ModelError):
-        store.get("1", name="other")
+    assert store.get("9") is None
+    assert store.get("1", ["eim"]) is None
+    assert store.get("1", ["eim", "onnx"]) is not None
+
+
+def test_a_model_can_be_called_by_its_id_or_its_beginning(package, store):
+    staged = store.stage(package)
+    assert store.get(staged.info.id) == store.get(staged.info.id[:8]) == staged
+    assert store.get(staged.info.id[:7]) is None
+
+
+def test_two_models_of_one_version_must_be_told_apart(tmp_path, store):
+    one, two = (store.stage(make_package(tmp_path / name, "1", content=name.encode())) for name in ("a", "b"))
+    with pytest.raises(ModelError, match=f"{one.info.id}.*say the id") as caught:
+        store.get("1")
+    assert two.info.id in str(caught.value)
+    assert store.get(two.info.id[:12]) == two
+
+
+def test_a_platform_s_id_calls_a_model_too(tmp_path, store):
+    staged = store.stage(make_package(tmp_path / "a", extra={"acme": {"id": "6f0e-17aa-90"}}))
+    assert store.get("6f0e-17aa-90") == staged
+
+
+def test_a_model_of_a_platform_is_found_in_the_best_format_that_is_here(tmp_path, store):
+    wanted = ModelInfo(name="other", version="7", format="", extra={"acme": {"id": "x"}})
+    for name in ("onnx", "onnx_int8"):
+        folder = make_package(tmp_path / name, extra={"acme": {"id": "x"}})
+        write_package(folder, structs.replace(open_model(folder, tmp_path).info, format=name))
+        store.stage(folder)
+    found = [store.find(wanted, formats) for formats in (["onnx_int8", "onnx"], ["onnx"], ["eim"])]
+    assert [model and model.info.format for model in found] == ["onnx_int8", "onnx", None]
+
+
+def test_a_damaged_model_is_not_found(package, store):
+    staged = store.stage(package)
+    (staged.path / "model.onnx").write_bytes(b"weightz")
+    assert store.find(staged.info, ["onnx"]) is None
+
+
+def test_what_was_staged_remembers_what_it_was_made_from(package, store):
+    source = ModelInfo(name="gate", version="1", format="pt", id="a" * 64, extra={"acme": {"id": "x"}})
+    staged = store.stage(package, [source])
+    assert staged.info.extra == {"note": "x", "acme": {"id": "x"}, "origin": ["a" * 64]}
+    assert store.list() == (staged,)
+    assert store.find(source, ["onnx"]) == staged
+
+
+def test_what_has_arrived_in_part_is_there_at_the_next_attempt_until_it_is_cleared(store):
+    folder = store.arrival("ab")
+    (folder / "part").write_text("x")
+    again = ModelStore(store.folder)
+    assert again.arrival("ab") == folder
+    assert (folder / "part").exists()
+    ModelStore(store.folder).prune()
+    assert (folder / "part").exists()
+    again.clear(folder)
+    assert not folder.exists()
+
+
+def test_parts_that_nobody_goes_on_with_can_be_given_up(store):
+    store.give_up()
+    folder = store.arrival("ab")
+    store.give_up()
+    assert not folder.exists()
+
+
+def test_the_part_of_another_model_makes_room(store):
+    (store.arrival("ab") / "part").write_text("x")
+    other = store.arrival("cd")
+    assert [path for path in store.folder.iterdir() if path.is_dir()] == [other]
 
 
 def test_a_damaged_record_is_reported_and_mended_by_the_next_activation(package, store):

@@ -18,7 +18,7 @@ from anyio.abc import TaskStatus
 from loopcore.abc import Platform, Service, Sink, Source
 from loopcore.errors import ConfigError, LoopcoreError, ModelError, NotReadyError, PluginError, StorageError
 from loopcore.node import control
-from loopcore.node.control import serve_control
+from loopcore.node.control_socket import serve_control
 from loopcore.options import Options
 from loopcore.package import write_package
 from loopcore.testing import FixedBackend, make_jpeg
@@ -118,6 +118,17 @@ async def test_the_chosen_model_survives_a_restart_until_the_toml_says_otherwise
         assert (await running.client.get("/status")).json()["model"]["version"] == "2"
     async with start(backend={"driver": "fixed", "model": "1"}) as running:
         assert (await running.client.get("/status")).json()["model"]["version"] == "1"
+
+
+async def test_a_choice_that_is_not_to_be_remembered_counts_until_the_restart(start: Start, data_dir: Path) -> None:
+    backend = {"driver": "fixed", "model": "pause", "remember": False}
+    async with start(backend=backend) as running:
+        await control(data_dir).call("set_model", choice="follow")
+        assert (await running.node.status())["model_choice"] == "follow"
+    async with start(backend=backend) as running:
+        assert (await running.node.status())["model_choice"] == "pause"
+    async with start(backend=backend | {"remember": True}) as running:
+        assert (await running.node.status())["model_choice"] == "pause"
 
 
 async def test_nonsense_is_not_remembered(start: Start, data_dir: Path) -> None:
@@ -359,7 +370,7 @@ async def test_a_zip_s_model_keeps_its_files_when_the_zip_is_loaded_again_and_is
 ) -> None:
     archive = Path(shutil.make_archive(str(tmp_path / "zipped"), "zip", make_model(tmp_path / "mine", "7").path))
     async with start(backend={"driver": "fixed", "model": str(archive)}) as running:
-        serving = running.node._serving.model
+        serving = running.node._models.serving.model
         assert serving is not None
         archive.write_bytes(b"torn")
         with pytest.raises(LoopcoreError, match="sound zip"):

@@ -20,7 +20,7 @@ from loopcore.errors import AuthError, ConfigError, OutboxFullError, StorageErro
 from loopcore.files import locked
 from loopcore.node import Use, carrying, reach
 from loopcore.node.clerk import taker
-from loopcore.node.control import Progress
+from loopcore.node.control_socket import Progress
 from loopcore.testing import MemorySink, make_jpeg
 from loopcore.types import Receipt, Sample, SampleInfo, image_id, sample_id
 

@@ -217,6 +217,19 @@ async def test_the_nodes_own_page_and_allowed_names_may_call(serve: Serve) -> No
         assert (await client.get("/health", headers={"Host": "localhost"})).status_code == 200
 
 
+async def test_a_node_for_any_name_still_refuses_pages_from_elsewhere(serve: Serve) -> None:
+    async with serve(allowed_hosts=("*",), allow_anonymous=True) as client:
+        assert (await client.get("/health", headers={"Host": "detector.lan:8004"})).status_code == 200
+        for origin in ("https://evil.example", "http://*", "null"):
+            headers = {"Host": "detector.lan", "Origin": origin}
+            assert (await client.get("/health", headers=headers)).status_code == 403
+
+
+async def test_a_node_for_any_name_still_asks_for_its_token(serve: Serve) -> None:
+    async with serve(allowed_hosts=("*",), token=Secret("open sesame")) as client:
+        assert (await client.get("/status", headers={"Host": "detector.lan"})).status_code == 401
+
+
 async def test_no_answer_allows_other_origins_to_read_it(serve: Serve) -> None:
     async with serve() as client:
         answer = await client.get("/health")

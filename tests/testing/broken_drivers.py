@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import ssl
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ import pytest
 from anyio.abc import TaskStatus
 from msgspec import Struct, structs
 
-from loopcore.abc import Selector, Service, Sink, Source
+from loopcore.abc import DeploymentTarget, ModelRegistry, Selector, Service, Sink, Source
 from loopcore.errors import BusyError, FrameError, NotReadyError
 from loopcore.options import Options
 from loopcore.testing import (
@@ -25,7 +26,9 @@ from loopcore.testing import (
     FixedBackend,
     HttpSinkSuite,
     LoopbackServer,
+    MemoryPlatform,
     MemorySource,
+    PlatformSuite,
     Reply,
     Request,
     SelectorSuite,
@@ -33,6 +36,7 @@ from loopcore.testing import (
     SourceSuite,
     make_jpeg,
 )
+from loopcore.testing.platform import MemoryDeployment, MemoryModels
 from loopcore.types import (
     Box,
     Delivered,
@@ -251,3 +255,31 @@ class TestEagerBackend(Backends):
         def __init__(self, options: Options, model: Model) -> None:
             super().__init__(options, model)
             list(model.path.iterdir())
+
+
+class TestMistakingPlatform(PlatformSuite):
+    class MistakingPlatform(MemoryPlatform):
+        """Sends whatever it has, takes everything for a target, and does not know a model again."""
+
+        def __init__(self, options: Options) -> None:
+            super().__init__(options)
+            self.models = _MistakingModels()
+            self.deployment = _MistakingDeployment(self.models)
+            self.capabilities = {ModelRegistry: self.models, DeploymentTarget: self.deployment}
+
+    driver = MistakingPlatform
+
+
+class _MistakingModels(MemoryModels):
+    async def fetch(self, info: ModelInfo, format: str, into: Path) -> None:
+        listed = await self.list()
+        await super().fetch(listed[0], listed[0].format, into)
+
+    async def publish(self, package: Model, job: str | None = None) -> ModelInfo:
+        again = structs.replace(package.info, id=hashlib.sha256(str(len(await self.list())).encode()).hexdigest())
+        return await super().publish(structs.replace(package, info=again), job)
+
+
+class _MistakingDeployment(MemoryDeployment):
+    async def assign(self, model: ModelInfo) -> None:
+        self.wanted = structs.replace(model, id="", version="0")

@@ -14,9 +14,11 @@ from loopcore.testing import (
     AlwaysSelector,
     BackendSuite,
     FixedBackend,
+    MemoryPlatform,
     MemorySink,
     MemorySource,
     NullBackend,
+    PlatformSuite,
     RecordingService,
     SelectorSuite,
     SinkSuite,
@@ -59,6 +61,10 @@ class TestMemorySink(SinkSuite):
         assert not sink.samples
         await sink.send([sample])
         assert sink.samples == {sample.info.id: sample}
+
+
+class TestMemoryPlatform(PlatformSuite):
+    driver = MemoryPlatform
 
 
 class TestMemorySource(SourceSuite):

@@ -39,6 +39,13 @@ FINDS = {
     "TestScaledBackend": {"test_places_are_in_pixels_of_the_original"},
     "TestScribblingBackend": {"test_pixels_are_not_written_to"},
     "TestEagerBackend": {"test_constructor_does_not_look_for_the_model"},
+    "TestMistakingPlatform": {
+        "test_a_model_that_is_not_there_is_a_model_error",
+        "test_a_format_that_is_not_there_is_a_model_error",
+        "test_what_is_published_is_listed_once_however_often_it_comes",
+        "test_what_is_assigned_is_the_target",
+        "test_what_is_not_there_cannot_be_assigned",
+    },
 }
 
 

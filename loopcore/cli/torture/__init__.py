@@ -21,7 +21,7 @@ _KILLS, _LONG_KILLS = 20, 1000
 def torture(
     folder: Annotated[
         Path | None,
-        typer.Option("--dir", metavar="DIR", help="A folder on the disk to try; by default that of temporary files."),
+        typer.Option("--dir", metavar="DIR", help="Kill in this folder; by default in that of temporary files."),
     ] = None,
     long: Annotated[bool, typer.Option("--long", help=f"{_LONG_STATES:,} states and {_LONG_KILLS:,} kills.")] = False,
     states: Annotated[
@@ -30,35 +30,34 @@ def torture(
     kills: Annotated[int | None, typer.Option(min=0, metavar="N", help=f"How many kills; {_KILLS} by default.")] = None,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Another seed, other histories.")] = 0,
 ) -> None:
-    """Try whether an outbox keeps its word: crash states, failing disks, flipped bits, real kills.
+    """Try whether an outbox keeps its word: power cuts, failing disks, flipped bits, real kills.
 
-    Exit code 1: a sample was lost, sent in part, or sent again. What is tried is a scratch outbox in a new folder in
-    DIR, which is removed afterwards; yours is not touched. Needs: pip install 'loopcore[torture]'
+    Power cuts, failing disks and flipped bits are played on a disk in memory; the kills are real, on the disk of DIR,
+    in a new folder that is removed afterwards. Your own outbox is not touched. Exit code 1: a sample was lost, sent in
+    part, or sent again. Needs: pip install 'loopcore[torture]'
     """
     from loopcore.cli.console import Console
-    from loopcore.errors import ConfigError, StorageError
+    from loopcore.errors import ConfigError
 
     try:
+        from loopcore.cli.torture.campaign import scratch_folder
         from loopcore.cli.torture.crashes import crash_states
     except ModuleNotFoundError as exc:
         if exc.name != "hypothesis":
             raise
         raise ConfigError("loopcore torture needs hypothesis: pip install 'loopcore[torture]'") from exc
-    from loopcore.cli.torture.faults import faults, flips
+    from loopcore.cli.torture.faults import faults
+    from loopcore.cli.torture.flips import flips
     from loopcore.cli.torture.kills import kills as kill
 
     states = states if states is not None else _LONG_STATES if long else _STATES
     kills = kills if kills is not None else _LONG_KILLS if long else _KILLS
-    try:
-        scratch = tempfile.TemporaryDirectory(prefix="loopcore-torture-", dir=folder)
-    except OSError as exc:
-        raise StorageError(f"cannot make a folder in {folder}: {exc.strerror or exc}") from exc
-    with scratch as place, _quiet():
+    with _in_order(), scratch_folder(folder or Path(tempfile.gettempdir())) as place, _quiet():
         campaigns: list[tuple[str, int | None, Callable[[Progress], Finding]]] = [
             ("crash states", states, lambda progress: crash_states(states, seed, progress)),
-            ("failing disk", None, lambda progress: faults(seed, progress)),
+            ("failing disk", None, faults),
             ("flipped bits", None, lambda progress: flips(seed, progress)),
-            ("kills", kills, lambda progress: kill(Path(place) / "outbox", kills, seed, progress)),
+            ("kills", kills, lambda progress: kill(place / "outbox", kills, seed, progress)),
         ]
         findings = []
         for name, total, run in campaigns:
@@ -79,6 +78,21 @@ def _show(console: Console, findings: list[Finding]) -> None:
         console.print(f"{finding.campaign}: {finding.detail}")
         for story in finding.stories:
             console.print(f"\n{story}")
+
+
+@contextmanager
+def _in_order() -> Iterator[None]:
+    """What ends the process from outside, such as `timeout`, does what Ctrl-C does: nothing is left behind."""
+    import signal
+
+    numbers = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) is signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager

@@ -1,45 +1,46 @@
-"""The campaign of crash states: batches of histories in processes of their own."""
+"""The campaign of crash states: batches of histories, on all processors."""
 
 from __future__ import annotations
 
 import gc
 import logging
 import os
-import signal
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from itertools import count
 from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.resource_tracker import ensure_running
 from pathlib import Path
 from time import monotonic
 
 from hypothesis import HealthCheck, Phase, Verbosity, seed, settings
+from hypothesis.configuration import set_hypothesis_home_dir
 from hypothesis.stateful import run_state_machine_as_test
 from msgspec import Struct, field
 
-from loopcore.cli.torture.campaign import Finding, Progress, scratch_folder
+from loopcore.cli.torture.campaign import Finding, Progress, interrupts_held, scratch_folder
 from loopcore.cli.torture.histories import History, Tally
 from loopcore.cli.torture.promises import BrokenPromiseError
-from loopcore.cli.torture.rig import World
+from loopcore.cli.torture.world import World
+from loopcore.errors import LoopcoreError
 
 _BATCH = 1000
 _HISTORIES = 20
 _STEPS = 25
 _MOST_BROKEN = 10
+_ENDED = "a process that looks at crash states was ended from outside; was the memory full?"
 
 
 class Batch(Struct):
     """What one batch has found.
 
     Attributes:
-        states: The digests of the states.
-        looked: How many points of histories and states there were.
-        histories: How many histories.
+        tally: What was looked at.
         broken: Broken promises: kind and story.
     """
 
-    states: set[bytes] = field(default_factory=set)
-    looked: int = 0
-    histories: int = 0
+    tally: Tally = field(default_factory=Tally)
     broken: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -52,21 +53,19 @@ def run_batch(number: int, states: int, base: Path, world: World | None = None) 
         base: Where to work.
         world: What the outbox is made of.
     """
-    tally = Tally()
-    batch = Batch(states=tally.states)
+    batch = Batch()
     told: list[str] = []
-    known = {"tally": tally, "base": base, "enough": states, "world": world or World(), "told": told}
-    rounds = 0
-    while len(tally.states) < states and not batch.broken:
-        machine = seed(number * 1_000_003 + rounds)(type("Histories", (History,), known))
-        rounds += 1
+    known = {"tally": batch.tally, "base": base, "enough": states, "world": world or World(), "told": told}
+    rounds = count()
+    while len(batch.tally.states) < states and not batch.broken:
+        turn = next(rounds)
+        machine = seed(number * 1_000_003 + turn)(type("Histories", (History,), known))
         try:
             run_state_machine_as_test(machine, settings=_settings())
         except Exception as exc:  # noqa: BLE001 - whatever an outbox does here, it is told as a story
             kind = exc.kind if isinstance(exc, BrokenPromiseError) else "error"
-            story = "\n".join([f"seed {number}, round {rounds}", *told, f"{type(exc).__name__}: {exc}"])
+            story = "\n".join([f"seed {number}, round {turn}", *told, f"{type(exc).__name__}: {exc}"])
             batch.broken.append((kind, story))
-    batch.looked, batch.histories = tally.looked, tally.histories
     return batch
 
 
@@ -89,17 +88,21 @@ def crash_states(states: int, number: int, progress: Progress = lambda _: None) 
         states: How many.
         number: The seed.
         progress: Is told of states.
+
+    Raises:
+        LoopcoreError: A process that looks at some has ended.
     """
     begun = monotonic()
     finding = Finding(campaign="crash states", what="states")
     known: set[bytes] = set()
-    looked = histories = 0
-    with scratch_folder() as base:
-        for batch in _batches(number, base):
+    looked = nested = histories = 0
+    with scratch_folder() as base, closing(_batches(number, base)) as batches:
+        for batch in batches:
             before = len(known)
-            known |= batch.states
-            looked += batch.looked
-            histories += batch.histories
+            known |= batch.tally.states
+            looked += batch.tally.looked
+            nested += batch.tally.nested
+            histories += batch.tally.histories
             progress(min(len(known), states) - min(before, states))
             for kind, story in batch.broken:
                 finding.note(kind, story)
@@ -107,31 +110,64 @@ def crash_states(states: int, number: int, progress: Progress = lambda _: None) 
                 break
     finding.count = len(known)
     finding.seconds = monotonic() - begun
-    finding.detail = f"{histories:,} histories, {looked:,} power cuts, each state counted once"
+    finding.detail = (
+        f"{histories:,} histories, {looked:,} power cuts, {nested:,} of them while the outbox recovered from another;"
+        " each state counted once"
+    )
     return finding
 
 
-def _batches(number: int, base: Path) -> Iterator[Batch]:
-    """As they are ready, two for each processor in hand, for as long as somebody asks."""
+def _batches(number: int, base: Path) -> Generator[Batch]:
+    """As they are ready, one at a time on each processor in hand, for as long as somebody asks."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with ProcessPoolExecutor(cores, mp_context=get_context("spawn"), initializer=_prepare_process) as pool:
-        waiting: set[Future[Batch]] = set()
-        following = number << 24
-        try:
-            while True:
-                while len(waiting) < 2 * cores:
-                    waiting.add(pool.submit(run_batch, following, _BATCH, base))
-                    following += 1
-                ready, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in ready:
-                    yield future.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in list((pool._processes or {}).values()):  # a batch takes seconds, and nobody waits for it
-                process.terminate()
+    numbers = count(number << 24)
+    ensure_running()  # starting it lets Ctrl-C in
+    with ExitStack() as stack:
+        workers = [stack.enter_context(_worker(base)) for _ in range(cores)]
+        for worker in workers:
+            _ask(worker, numbers)
+        while True:
+            ready = wait(workers)
+            for worker in workers:
+                if worker in ready:
+                    yield _answer(worker)
+                    _ask(worker, numbers)
 
 
-def _prepare_process() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends them
-    gc.set_threshold(100_000, 50, 100)  # little of what is made here goes in circles
+def _ask(worker: Connection, numbers: Iterator[int]) -> None:
+    try:
+        worker.send(next(numbers))
+    except OSError as exc:
+        raise LoopcoreError(_ENDED) from exc
+
+
+def _answer(worker: Connection) -> Batch:
+    try:
+        batch: Batch = worker.recv()
+    except (EOFError, OSError) as exc:
+        raise LoopcoreError(_ENDED) from exc
+    return batch
+
+
+@contextmanager
+def _worker(base: Path) -> Iterator[Connection]:
+    """A process that is sent numbers of batches, and answers with what it has found; it ends with whoever asks it."""
+    context = get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=_work, args=(there, base), daemon=True)
+    with here, ExitStack() as stack:
+        with interrupts_held(), there:
+            process.start()
+            stack.callback(process.join)
+            stack.callback(process.kill)  # a batch takes seconds, and nobody waits for it
+        yield here
+
+
+def _work(pipe: Connection, base: Path) -> None:
+    set_hypothesis_home_dir(base)  # or it would leave a folder where the command was called
+    gc.freeze()  # what was imported stays
+    gc.set_threshold(100_000, 50, 100)
     logging.disable(logging.CRITICAL)  # an outbox that is hurt says so
+    with suppress(EOFError, BrokenPipeError):
+        while True:
+            pipe.send(run_batch(pipe.recv(), _BATCH, base))

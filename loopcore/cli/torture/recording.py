@@ -10,31 +10,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from loopcore.cli.torture.volume import (
-    Commit,
-    Create,
-    Image,
-    Mkdir,
-    Rename,
-    Step,
-    Sync,
-    SyncFolder,
-    Truncate,
-    Unlink,
-    Write,
-)
+from loopcore.cli.torture.steps import Commit, Create, Mkdir, Rename, Step, Sync, SyncFolder, Truncate, Unlink, Write
+from loopcore.cli.torture.trouble import no_trouble
+from loopcore.cli.torture.volume import Image
 from loopcore.files import Disk
 
 _BESIDE = "reserve"
 """Whether this file is there, and what is in it, makes no state another one."""
 
 
-_COUNTERS = (24, 92)
-"""Where SQLite counts commits (https://www.sqlite.org/fileformat.html, 1.3); a count makes no state another one."""
-
-
-class KilledError(BaseException):
-    """The process ended."""
+def plain_index(data: bytes) -> bytes:
+    """An SQLite file without what makes no state another one: its counts of commits, and whether it was made in WAL
+    mode (https://www.sqlite.org/fileformat.html, 1.3).
+    """
+    return data[:18] + b"\1\1" + data[20:24] + b"\0\0\0\1" + data[28:92] + b"\0\0\0\1" + data[96:]
 
 
 class RecordingDisk(Disk):
@@ -52,7 +41,7 @@ class RecordingDisk(Disk):
 
     def __init__(self, root: Path, image: Image) -> None:
         self.steps: list[Step] = []
-        self.trouble: Callable[[str], OSError | None] = lambda _: None
+        self.trouble: Callable[[str], OSError | None] = no_trouble
         self._prefix = len(str(root)) + 1
         self._numbers = {path: number for number, path in enumerate(sorted(image.files))}
         self._made = len(self._numbers)
@@ -160,38 +149,6 @@ class RecordingDisk(Disk):
         return str(path)[self._prefix :]
 
 
-class Trouble:
-    """The disk fails at one kind of step: the so-and-so-manieth, and perhaps from then on.
-
-    Attributes:
-        struck: Whether it has.
-    """
-
-    def __init__(self, kind: str, code: int, after: int, lasting: bool) -> None:
-        self._words = (kind, code, after, lasting)
-        self._kind = kind
-        self._code = code
-        self._after = after
-        self._lasting = lasting
-        self.struck = False
-
-    def __call__(self, kind: str) -> OSError | None:
-        if kind != self._kind:
-            return None
-        self._after -= 1
-        if self._after == -1 or (self._lasting and self._after < 0):
-            self.struck = True
-            return OSError(self._code, os.strerror(self._code))
-        return None
-
-    def __repr__(self) -> str:
-        return f"Trouble{self._words}"
-
-    def copy(self) -> Trouble:
-        """The same, from the start."""
-        return Trouble(*self._words)
-
-
 class _Connection(sqlite3.Connection):
     """Notes the file's content after each commit. What SQLite asks of the real disk is beside the point."""
 
@@ -226,10 +183,7 @@ class _Connection(sqlite3.Connection):
 
     def _note(self, sql: str) -> None:
         if self._full and not self.in_transaction and not sql.startswith("ROLLBACK"):
-            data = bytearray(self.serialize())
-            for counter in _COUNTERS:
-                data[counter : counter + 4] = b"\0\0\0\1"
-            self.committed(bytes(data))
+            self.committed(plain_index(self.serialize()))
 
 
 def _split(inner: str) -> tuple[str, str]:

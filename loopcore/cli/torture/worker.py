@@ -74,6 +74,7 @@ async def work(folder: Path, first: int) -> None:
         folder: The outbox.
         first: The number of the first sample; there are a million of them.
     """
+    _say("opens", "it")
     async with Outbox(folder, TABLE, [Taker(name=SINK)]) as outbox, anyio.create_task_group() as group:
         for caller in range(_CALLERS):
             group.start_soon(_call, outbox, first + caller)

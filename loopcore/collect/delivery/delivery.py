@@ -305,7 +305,8 @@ class Delivery:
             self._refused(pairs[0], str(exc), begun)
             return not (self._paused or self._broken)
         except AuthError as exc:
-            self._halt(str(exc))
+            if begun > self._resumed:  # somebody may have mended them since
+                self._halt(str(exc))
             return False
         except TimeoutError:
             return await self._failed(pairs, RetryableError(f"no answer within {self._sink.timeout_s:g} s"), begun)

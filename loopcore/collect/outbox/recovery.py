@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from loopcore.collect.outbox.index import Index, is_damage
-from loopcore.collect.outbox.records import DamagedError, Entry, Found, Gap, scan
+from loopcore.collect.outbox.records import DamagedError, Entry, Found, Gap, decode, image_of, scan
 from loopcore.collect.outbox.rejects import Rejects
 from loopcore.collect.outbox.rows import Row
 from loopcore.collect.outbox.segments import Place, Segments
@@ -81,14 +81,41 @@ def _read_in(index: Index, segments: Segments, rejects: Rejects, number: int, of
         if isinstance(found, Gap) or not found.sound:
             bad.append(found)
             continue
+        place = Place(number, found.offset, found.length)
+        if index.fresh and not _prevails(index, segments, rejects, place, found.entry):
+            bad.append(found)
+            continue
         for piece in bad:
             _put_aside(index, rejects, path, number, piece)
         bad.clear()
-        _take_in(index, segments, found.entry, Place(number, found.offset, found.length))
+        _take_in(index, segments, found.entry, place)
     size = _size(path)
     if size > offset:  # a run that was killed may not have come to the sync, and the index is going to rely on it
         segments.sync(number)
     index.reach(number, size)
+
+
+def _prevails(index: Index, segments: Segments, rejects: Rejects, place: Place, entry: Entry) -> bool:
+    """Whether a record counts for an index that is made anew. If it is the second of a sample, it must be sound, and a
+    first one that is not is put aside: either may be what a power cut tore, and the other what was promised.
+    """
+    known = index.find(bytes.fromhex(entry.info.id))
+    if known is None:
+        return True
+    if not _is_sound(segments, place):
+        return False
+    if not _is_sound(segments, known.place):
+        _put_aside(index, rejects, segments.path(known.segment), known.segment, Gap(known.offset, known.length))
+        index.remove(known)
+    return True
+
+
+def _is_sound(segments: Segments, place: Place) -> bool:
+    with suppress(OSError, DamagedError):
+        data = segments.read(place)
+        image_of(data, decode(data))
+        return True
+    return False
 
 
 def _size(path: Path) -> int:

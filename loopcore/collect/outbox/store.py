@@ -105,6 +105,11 @@ class Store:
         try:
             self._make_index()
         except sqlite3.DatabaseError as exc:
+            if is_full(exc) and self._reserve.give_up():  # what waits has to leave, also from a full disk
+                logger.error("The disk is full; the outbox gives up its reserve to open")  # noqa: TRY400
+                self._make_index()
+                self._index.be_sparing(True)
+                return
             if not is_damage(exc):
                 raise
             logger.error("The index of the outbox is damaged and is made anew error=%s", exc)  # noqa: TRY400

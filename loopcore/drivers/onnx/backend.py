@@ -114,6 +114,7 @@ class _Loaded:
         self._signature = self.sessions.signature()
         self.recipe = self._understand(spec, _labels(options, model, self._signature))
         self._decode = DECODERS[self.recipe.decoder]
+        self._classes = np.asarray(self.recipe.classes, np.intp)
         # Some exporters leave the batch open going in and not coming out.
         fixed = 1 if any(shape[0] == 1 for shape in self._signature.outputs) else self._signature.shape[0]
         self.max_batch = fixed or (_BATCH_GPU if self.sessions.on_gpu else _BATCH_CPU)
@@ -147,7 +148,7 @@ class _Loaded:
             return ()
         if not np.isfinite(found.scores).all() or not np.isfinite(found.boxes).all():
             raise BackendError("the model's answer has values that are not finite")
-        classes = np.asarray(recipe.classes)[found.channels]
+        classes = self._classes[found.channels]
         order = _choose(found, classes, recipe)
         boxes = fit.inverse(found.boxes[order])
         scores = np.clip(found.scores[order], 0, 1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from msgspec import UNSET, Meta, Struct, UnsetType, field
+from msgspec import Meta, Struct, field
 
 Confidence: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
 CategoryType: TypeAlias = Literal["box", "point", "segmentation", "classification"]
@@ -95,6 +95,9 @@ class ClassificationDetection(Struct, kw_only=True):
     category_id: str | None = None
 
 
+AnyDetection: TypeAlias = BoxDetection | PointDetection | SegmentationDetection | ClassificationDetection
+
+
 class BoxAnnotation(Struct, kw_only=True):
     """A human's box."""
 
@@ -136,6 +139,16 @@ class ImageMetadata(Struct, kw_only=True):
     created: str | None = None
     source: str | None = None
     state: str | None = None
+
+    @property
+    def detections(self) -> list[AnyDetection]:
+        """All of them, in the order in which a detector's filter takes them (6)."""
+        return [
+            *self.box_detections,
+            *self.point_detections,
+            *self.segmentation_detections,
+            *self.classification_detections,
+        ]
 
 
 class Detections(Struct, kw_only=True):
@@ -292,7 +305,7 @@ class PretrainedModel(Struct, kw_only=True):
 
 
 class TrainerStatus(Struct, kw_only=True):
-    """`update_trainer`; the last two fields are those of 0.11.1."""
+    """`update_trainer`. Releases up to 0.11.1 also sent counts of images."""
 
     id: str
     name: str
@@ -314,7 +327,10 @@ class Confusion(Struct):
 
 
 class TrainingOut(Struct, kw_only=True):
-    """`update_training`; the keys of `confusion_matrix` are ids of categories."""
+    """`update_training`; the keys of `confusion_matrix` are ids of categories.
+
+    `training_number` is ours: without it a Loop must remember which training it gave to whom.
+    """
 
     trainer_id: str
     trainer_name: str | None = None
@@ -323,20 +339,28 @@ class TrainingOut(Struct, kw_only=True):
     test_image_count: int | None = None
     hyperparameters: dict[str, Any] | None = None
     best_epoch: int | None = None
+    training_number: int | None = None
 
 
 class BeginTraining(Struct, kw_only=True):
-    """The third argument of `begin_training`, of all releases (3.3)."""
+    """The third argument of `begin_training` since 0.13 (3.3)."""
 
     categories: list[Category]
+    hyperparameters: dict[str, Any]
     training_number: int
-    hyperparameters: dict[str, Any] = field(default_factory=dict)
-    model_variant: str = ""
+    model_variant: str
     base_model_uuid: str | None = None
-    id: str | UnsetType = UNSET
-    resolution: int | UnsetType = UNSET
-    flip_rl: bool | UnsetType = UNSET
-    flip_ud: bool | UnsetType = UNSET
+
+
+class OldBeginTraining(Struct, kw_only=True):
+    """The third argument of `begin_training` up to 0.12; `id` is a model's, or the name of a pretrained one."""
+
+    id: str
+    categories: list[Category]
+    training_number: int
+    resolution: int
+    flip_rl: bool
+    flip_ud: bool
 
 
 class AnnotationNodeStatus(Struct, kw_only=True):

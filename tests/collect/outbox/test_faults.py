@@ -141,6 +141,32 @@ async def test_lost_index_is_made_anew_from_the_segments(tmp_path, sample, bound
         assert await ids(outbox) == [late.id]
 
 
+@pytest.mark.parametrize("later", [1, 0], ids=["others later", "none later"])
+@pytest.mark.parametrize("moved", [False, True], ids=["in the order of writing", "the sound one moved behind it"])
+async def test_index_that_is_made_anew_prefers_a_sound_record_to_a_newer_one_that_is_torn(
+    tmp_path, sample, bounds, moved, later
+):
+    """The newer one was never promised to anybody: the power went while it was written."""
+    names = await fill(tmp_path, bounds, sample, 2)
+    for known in [{"number": 0, "tags": ("new",)}, {"number": 2}][: 1 + later]:
+        async with Outbox(tmp_path, bounds(), [A]) as outbox:
+            last = await outbox.accept(*sample(**known, size=40))
+    first, second, *_ = sorted(tmp_path.glob("segments/*.seg"))
+    torn = bytearray(second.read_bytes())
+    torn[-1] ^= 1
+    second.write_bytes(torn)
+    if moved:
+        first.rename(tmp_path / "aside")
+        second.rename(first)
+        (tmp_path / "aside").rename(second)
+    (tmp_path / "index.db").unlink()
+    async with Outbox(tmp_path, bounds(), [A]) as outbox:
+        await outbox.sweep()
+        found = await outbox.read(await outbox.lease("a", **ALL))
+        assert {kept.info.id for kept in found if kept} == {*names, last.id}
+        assert (await outbox.status())["quarantined"] == moved  # else it is the end of a file, which nobody promised
+
+
 async def test_index_that_turns_out_damaged_at_work_is_made_anew(tmp_path, sample, bounds):
     async with Outbox(tmp_path, bounds(), [A]) as outbox:
         async with anyio.create_task_group() as group:
@@ -390,6 +416,28 @@ async def test_full_disk_refuses_what_comes_and_empties_as_sinks_take_what_waits
             late = (await outbox.accept(*sample(1000, size=20_000))).id
         async with Outbox(disk / "outbox", bounds(), [A]) as outbox:
             assert await ids(outbox) == [late]
+
+
+@pytest.mark.skipif(not shutil.which("mount"), reason="needs a small disk, and there is no mount here")
+async def test_outbox_that_was_killed_opens_on_a_full_disk_and_gives_out_what_waits(tmp_path, sample, bounds):
+    with small_disk(tmp_path / "disk", "8m") as disk:
+        async with Outbox(tmp_path / "running", bounds(), [A]) as outbox:
+            names = [(await outbox.accept(*sample(n))).id for n in range(20)]
+            shutil.copytree(tmp_path / "running", disk / "killed")
+        with suppress(OSError), (disk / "others").open("wb", buffering=0) as others:
+            while others.write(bytes(4096)):
+                pass
+        async with Outbox(disk / "killed", bounds(), [A]) as outbox:
+            with pytest.raises(OutboxFullError):
+                await outbox.accept(*sample(20))
+            leases = await outbox.lease("a", **ALL)
+            assert [kept.info.id for kept in await outbox.read(leases) if kept] == names
+            await outbox.delivered("a", leases)
+        (disk / "others").unlink()
+        async with Outbox(disk / "killed", bounds(), [A]) as outbox:
+            assert (await outbox.status())["count"] == 0
+            late = await outbox.accept(*sample(20))
+            assert await ids(outbox) == [late.id]
 
 
 @pytest.mark.skipif(not shutil.which("mount"), reason="needs a small disk, and there is no mount here")

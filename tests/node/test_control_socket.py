@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,10 @@ from anyio import Event, connect_unix, create_task_group, create_unix_listener, 
 from anyio.abc import SocketStream
 
 from loopcore.errors import ConfigError, OutboxFullError, StorageError
-from loopcore.node.control import SOCKET, LongOperation, Operations, Progress, Tell, ask, serve_control
+from loopcore.node import control_socket
+from loopcore.node.control_socket import SOCKET, LongOperation, Operations, Progress, Tell, ask, serve_control
 
 pytestmark = pytest.mark.anyio
-
-MODULE = import_module("loopcore.node.control")  # the package has a function of that name
 
 
 @asynccontextmanager
@@ -157,7 +155,7 @@ async def test_command_that_goes_away_while_it_is_told_something_hurts_nobody(tm
 
 async def test_slow_operation_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So the limit for an answer is one for silence."""
-    monkeypatch.setattr(MODULE, "BEAT_S", 0.01)
+    monkeypatch.setattr(control_socket, "BEAT_S", 0.01)
     beats = Event()
     heard = 0
 
@@ -179,7 +177,7 @@ async def test_slow_operation_gives_signs_of_life(tmp_path: Path, monkeypatch: p
 
 
 async def test_silent_node_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(MODULE, "CALL_S", 0.05)
+    monkeypatch.setattr(control_socket, "CALL_S", 0.05)
 
     async def hang() -> None:
         await anyio.sleep_forever()

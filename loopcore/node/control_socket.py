@@ -21,8 +21,7 @@ from anyio import CancelScope, Lock, connect_unix, create_task_group, create_uni
 from anyio.streams.buffered import BufferedByteReceiveStream
 from msgspec import Struct
 
-from loopcore import errors
-from loopcore.errors import LoopcoreError, StorageError, first
+from loopcore.errors import LoopcoreError, StorageError, first, revived
 
 if TYPE_CHECKING:
     from anyio.abc import SocketStream, TaskStatus
@@ -109,7 +108,7 @@ async def ask(data_dir: Path, operation: str, parameters: Mapping[str, Any], tel
         raise StorageError(f"the node that owns {data_dir} does not answer: {str(exc) or type(exc).__name__}") from exc
     if reply.error is None:
         return reply.answer
-    raise _revived(reply)
+    raise revived(reply.error, reply.message)
 
 
 async def _heard(lines: BufferedByteReceiveStream) -> _Reply:
@@ -119,15 +118,6 @@ async def _heard(lines: BufferedByteReceiveStream) -> _Reply:
 
 async def _say(stream: SocketStream, what: Struct) -> None:
     await stream.send(msgspec.json.encode(what) + b"\n")
-
-
-def _revived(reply: _Reply) -> LoopcoreError:
-    kind = getattr(errors, reply.error or "", LoopcoreError)
-    try:
-        error: LoopcoreError = kind(reply.message)
-    except TypeError:
-        error = LoopcoreError(reply.message)
-    return error
 
 
 def _answering(operations: Operations) -> Callable[[SocketStream], Awaitable[None]]:

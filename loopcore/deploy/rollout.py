@@ -1,0 +1,194 @@
+"""A platform says which model is to be live; a rollout sees to it, in one place, again and again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from random import Random
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+
+from anyio import Event, move_on_after
+from msgspec import Struct
+
+from loopcore.abc import DeploymentTarget
+from loopcore.deploy.bringing import Doing, Told
+from loopcore.deploy.exchange import Patience, exchange
+from loopcore.deploy.identity import same_model, shown
+from loopcore.deploy.notes import Notes
+from loopcore.errors import ConversionError, LoopcoreError, ModelError
+from loopcore.types import ModelInfo
+
+if TYPE_CHECKING:
+    from anyio.abc import TaskStatus
+
+_log = logging.getLogger(__name__)
+
+State: TypeAlias = Literal[
+    "waiting", "paused", "held", "fetching", "converting", "checking", "current", "refused", "failed"
+]
+"""`waiting`: nobody has chosen a model yet, or nobody was asked yet. `paused`: a person has chosen otherwise here."""
+
+
+class Place(Protocol):
+    """Where the models of a rollout go: this node, or another platform."""
+
+    @property
+    def name(self) -> str:
+        """`self`, or the name of the platform."""
+        ...
+
+    @property
+    def conditions(self) -> str:
+        """All that decides, besides the model, whether it is refused: when this changes, it is tried again."""
+        ...
+
+    def closed(self) -> Literal["paused", "held"] | None:
+        """Why no model may come now; `None` if one may."""
+        ...
+
+    async def has(self, wanted: ModelInfo) -> bool:
+        """Whether this model is live there."""
+        ...
+
+    async def bring(self, wanted: ModelInfo, told: Told) -> None:
+        """Have all at hand that it takes to make it live; quick if it is."""
+        ...
+
+    async def activate(self, wanted: ModelInfo, told: Told) -> None:
+        """Make it live, unless the place has been closed meanwhile.
+
+        Raises:
+            ModelError: It may not be, and `rule` says why; or it is gone.
+        """
+        ...
+
+
+class Showing(Struct, frozen=True, kw_only=True):
+    """What a rollout shows of itself."""
+
+    state: State = "waiting"
+    target: ModelInfo | None = None
+    error: str | None = None
+
+
+class Rollout:
+    """One `[[rollouts]]` table.
+
+    Args:
+        source: The name of the platform that says which model is to be live.
+        target: Says so.
+        place: Where it is to be live.
+        every_s: How often the platform is asked.
+        notes: Which models were refused.
+        changed: Called whenever `showing` has changed.
+        random: For the jitter.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        target: DeploymentTarget,
+        place: Place,
+        *,
+        every_s: float,
+        notes: Notes,
+        changed: Callable[[], None] = lambda: None,
+        random: Random | None = None,
+    ) -> None:
+        self.showing = Showing()
+        self._source = source
+        self._target = target
+        self._place = place
+        self._every_s = every_s
+        self._notes = notes
+        self._changed = changed
+        self._random = random or Random()
+        self._patience = Patience(first_s=max(every_s, 1.0))
+        self._woken = Event()
+        self._wanted: ModelInfo | None = None
+
+    def wake(self) -> None:
+        """Look at once: a person has changed what may come."""
+        self._woken.set()
+
+    def status(self) -> dict[str, Any]:
+        """As in the node's status."""
+        wanted = self.showing.target
+        return {
+            "from": self._source,
+            "to": self._place.name,
+            "target": shown(wanted) if wanted else None,
+            "state": self.showing.state,
+            "error": self.showing.error,
+        }
+
+    async def run(self, *, task_status: TaskStatus[None]) -> None:
+        """Ask and act until cancelled."""
+        task_status.started()
+        while True:
+            self._woken = Event()
+            wait_s = await self._attempt()
+            with move_on_after(wait_s):
+                await self._woken.wait()
+
+    async def _attempt(self) -> float:
+        """One turn; how long to wait for the next one."""
+        try:
+            await self._turn()
+        except ModelError as exc:
+            if exc.rule is None:
+                return self._failed(exc)
+            self._show("refused", error=str(exc))
+            # The model may come in another format some day; to find that out, the platform must be asked for its list.
+            return self._patience.wait_s(exc, self._random) if isinstance(exc, ConversionError) else self._every_s
+        except LoopcoreError as exc:
+            return self._failed(exc)
+        self._patience.failures = 0
+        return self._every_s
+
+    async def _turn(self) -> None:
+        brought: ModelInfo | None = None
+        while True:
+            wanted = await self._ask()
+            if wanted is None:
+                return self._show("waiting")
+            if closed := self._place.closed():
+                return self._show(closed)
+            if await self._place.has(wanted):
+                return self._show("current")
+            if refusal := self._notes.refusal(wanted, self._place.conditions):
+                return self._show("refused", error=refusal.why)
+            if brought is not None and same_model(brought, wanted):
+                return await self._activate(wanted)
+            await self._place.bring(wanted, self._told)
+            brought = wanted  # that took its time: is it still what is wanted?
+
+    async def _activate(self, wanted: ModelInfo) -> None:
+        try:
+            await self._place.activate(wanted, self._told)
+        except ModelError as exc:
+            if exc.rule is not None:
+                await self._notes.refuse(wanted, self._place.conditions, exc)
+            raise
+        self._show(self._place.closed() or "current")
+
+    async def _ask(self) -> ModelInfo | None:
+        with exchange(self._source):
+            self._wanted = await self._target.target()
+        return self._wanted  # shown together with what is found out about it
+
+    def _failed(self, error: LoopcoreError) -> float:
+        level = logging.DEBUG if self.showing.state == "failed" else logging.WARNING
+        to = self._place.name
+        _log.log(level, "A rollout failed and goes on later from=%s to=%s error=%s", self._source, to, error)
+        self._show("failed", error=str(error))
+        return self._patience.wait_s(error, self._random)
+
+    def _told(self, doing: Doing) -> None:
+        self._show(doing)
+
+    def _show(self, state: State, *, error: str | None = None) -> None:
+        showing = Showing(state=state, target=self._wanted, error=error)
+        if showing != self.showing:
+            self.showing = showing
+            self._changed()

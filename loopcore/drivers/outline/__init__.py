@@ -1,0 +1,5 @@
+"""The annotator `outline`."""
+
+from loopcore.drivers.outline.annotator import OutlineAnnotator, OutlineOptions
+
+__all__ = ["OutlineAnnotator", "OutlineOptions"]
