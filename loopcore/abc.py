@@ -22,7 +22,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeVar
 
-from anyio import AsyncContextManagerMixin
+from anyio import AsyncContextManagerMixin, sleep_forever
 from msgspec import Struct
 
 from loopcore.options import Options
@@ -257,6 +257,9 @@ class Source(Driver):
 class Backend(Driver):
     """Runs one model. Entering loads it, leaving frees it; for another model there is another instance.
 
+    What entering raises decides what becomes of a model: after a `ModelError` it is refused for good; a device without
+    room for it now is a `NotReadyError`, after which it is tried again, as after all else.
+
     Attributes:
         formats: The model formats it can run, best first.
         max_batch: Known once entered: how many frames one call of `infer` may get; at least 1.
@@ -392,7 +395,8 @@ class ModelRegistry(ABC):
             info: The model, as from `list` or `DeploymentTarget.target`.
             format: In which format.
             into: A folder: empty, or with what an earlier attempt for the same model and format has left. Of that, what
-                is sound need not be downloaded again.
+                is sound need not be downloaded again. What comes is written there as it comes: a download during which
+                nothing changes there for ten minutes is given up.
 
         Raises:
             ModelError: The model does not exist in that format, or what came is not what was promised.
@@ -439,6 +443,13 @@ class DeploymentTarget(ABC):
     @abstractmethod
     async def report(self, status: Mapping[str, Any]) -> None:
         """Tell the platform how this node is doing: plain data as from `Service.status`."""
+
+    async def restart_wanted(self) -> None:
+        """Return when the platform wants this node to start again; by default that never is.
+
+        The node ends in good order then, with exit code 0, and its supervisor starts it.
+        """
+        await sleep_forever()
 
 
 class StoredImage(Struct, frozen=True, kw_only=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import distribution
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from loopcore import abc as contracts
 from loopcore import hookspecs
 from loopcore.abc import Driver
+from loopcore.drivers.command_trainer import CommandTrainer
 from loopcore.drivers.folder_sink import FolderSink
 from loopcore.drivers.folder_source import FolderSource
 from loopcore.drivers.http_sink import HttpSink
@@ -34,6 +36,7 @@ from loopcore.testing import (
     SelectorSuite,
     SinkSuite,
     SourceSuite,
+    TrainerSuite,
     make_jpeg,
 )
 from loopcore.testing.faults import PORTAL
@@ -51,7 +54,14 @@ def promises() -> Iterator[tuple[str, object]]:
                     yield f"{name}.{method}", member
 
 
-GROUPS = {"loopcore.annotators", "loopcore.backends", "loopcore.selectors", "loopcore.sinks", "loopcore.sources"}
+GROUPS = {
+    "loopcore.annotators",
+    "loopcore.backends",
+    "loopcore.selectors",
+    "loopcore.sinks",
+    "loopcore.sources",
+    "loopcore.trainers",
+}
 HOOKS = {name: spec for name, spec in vars(hookspecs).items() if name.startswith("loopcore_")}
 TERSE = {"Console.print", "Console.table"}
 """Said once, by the class."""
@@ -276,3 +286,27 @@ class TestLabel(SelectorSuite):
 
 class TestOutlineAnnotator(AnnotatorSuite):
     driver = OutlineAnnotator
+
+
+COUNTING = """
+import json, os, time
+from pathlib import Path
+work, package = Path(os.environ["LOOPCORE_WORKDIR"]), Path(os.environ["LOOPCORE_PACKAGE"])
+book = work / "epochs"
+for epoch in range(int(book.read_text()) if book.exists() else 0, 3):
+    if Path(os.environ["LOOPCORE_STOP"]).exists():
+        break
+    (package / "model.onnx").write_text(f"{epoch + 1} epochs")
+    book.write_text(str(epoch + 1))
+    print(json.dumps({"progress": (epoch + 1) / 3, "score": {"epoch": epoch + 1}}), flush=True)
+    time.sleep(0.05)
+"""
+"""A program that trains, as docs/write-a-trainer.md has it."""
+
+
+class TestCommandTrainer(TrainerSuite):
+    driver = CommandTrainer
+
+    @pytest.fixture
+    def table(self) -> Mapping[str, Any]:
+        return {"command": [sys.executable, "-I", "-S", "-c", COUNTING], "stop": "file"}

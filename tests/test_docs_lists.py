@@ -90,7 +90,6 @@ CONFIGURATION = "docs/configuration.md"
 TABLES: dict[str, type[Struct]] = {
     "`when`": tables.When,
     "`gate`": tables.GateTable,
-    "`[trainer]`": tables.DriverTable,
     "`[annotator]`": tables.DriverTable,
 }
 for one in fields(Config):

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from loopcore import geometry
 from loopcore.geometry import centers, corners, iou, letterbox, nms, resize, squash
 
 sides = st.integers(1, 8000)
@@ -83,6 +84,17 @@ def test_nms_keeps_the_same_boxes_as_its_definition(data):
         if all(iou(some[[index]], some[[kept]])[0, 0] <= 0.4 for kept in rivals):
             expected.append(index)
     assert nms(some, scores, 0.4, groups).tolist() == expected
+
+
+def test_nms_of_many_boxes_keeps_the_same_as_group_by_group(monkeypatch):
+    rng = np.random.default_rng(2)
+    corner = rng.uniform(0, 100, (400, 2))
+    many = np.concatenate((corner, corner + rng.uniform(5, 40, (400, 2))), axis=1)
+    scores, groups = rng.random(400), rng.integers(0, 5, 400)
+    apart = nms(many, scores, 0.4, groups)
+    monkeypatch.setattr(geometry, "_TOGETHER", 1000)
+    assert nms(many, scores, 0.4, groups).tolist() == apart.tolist()
+    assert 5 < len(apart) < 400
 
 
 def test_nms_looks_at_the_best_candidates_only():

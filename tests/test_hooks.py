@@ -91,13 +91,15 @@ def test_hook_decode_frame_takes_the_first_answer_that_is_a_picture(caplog: pyte
 
 
 def test_hook_mounts_are_gathered_longest_path_first() -> None:
-    def loopcore_mounts(service: Any) -> Sequence[Mount]:
-        return [Mount(path="/a", app=service), Mount(path="/a/longer", app=1)]
+    def loopcore_mounts(service: Any, drivers: Any) -> Sequence[Mount]:
+        return [Mount(path="/a", app=service), Mount(path="/a/longer", app=drivers)]
 
     service: Any = object()
-    mounts = Hooks({"a": plugin(loopcore_mounts)}).mounts(service)
+    drivers: Any = [object()]
+    mounts = Hooks({"a": plugin(loopcore_mounts)}).mounts(service, drivers)
     assert [mount.path for mount in mounts] == ["/a/longer", "/a"]
     assert mounts[1].app is service
+    assert mounts[0].app is drivers
 
 
 @pytest.mark.parametrize(

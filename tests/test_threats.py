@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 EXTERNAL = "tests/drivers/test_onnx_external.py"
 FILES = "tests/test_files.py"
 GUARD = "tests/server/test_routes.py"
+SOCKETS = "tests/plugins/learningloop/detector/test_limits.py"
 HOSTILE = "tests/server/test_hostile_clients.py"
 HTTP = "tests/test_http.py"
 LOOP_MODELS = "tests/plugins/learningloop/test_models.py"
@@ -69,6 +70,7 @@ HELD = {
     ],
     "S12 pages from elsewhere": [
         f"{GUARD}::test_a_page_from_elsewhere_is_refused_for_every_verb",
+        f"{GUARD}::test_a_node_for_any_name_still_refuses_pages_from_elsewhere",
         f"{HOSTILE}::test_a_head_that_lies_is_4xx",
     ],
     "S13 answers that any page may read": [f"{GUARD}::test_no_answer_allows_other_origins_to_read_it"],
@@ -87,6 +89,19 @@ HELD = {
         "tests/test_imaging.py::test_a_progressive_jpeg_with_very_many_scans_is_refused",
         "tests/test_imaging.py::test_the_scans_of_a_large_jpeg_are_paid_for_by_its_pixels",
         "tests/test_imaging.py::test_a_picture_of_nothing_but_notes_is_refused_before_they_are_all_read",
+    ],
+    "S19 Socket.IO clients that take all there is": [
+        f"{SOCKETS}::test_a_message_beyond_the_largest_ends_the_connection",
+        f"{SOCKETS}::test_events_beyond_the_number_wait_and_none_is_lost",
+        f"{SOCKETS}::test_who_sends_more_than_all_together_may_hold_is_cut_off",
+        f"{SOCKETS}::test_pictures_of_an_event_that_never_comes_whole_are_counted_too",
+        f"{SOCKETS}::test_clients_beyond_the_number_are_refused_and_places_come_free",
+        f"{SOCKETS}::test_a_client_that_does_not_take_its_answers_is_cut_off",
+        f"{SOCKETS}::test_nonsense_harms_nobody_else",
+        "tests/server/test_messages.py::test_unfinished_messages_of_all_together_have_a_bound",
+        "tests/server/test_messages.py::test_a_message_that_stands_still_is_hung_up_on",
+        "tests/server/test_messages.py::test_a_message_in_very_many_pieces_is_cut_off",
+        "tests/plugins/learningloop/detector/test_rest.py::test_no_other_page_may_call_and_no_answer_is_for_all",
     ],
     "S20 a peer that is another": [
         f"{HTTP}::test_certificate_that_does_not_fit_means_nothing_is_sent",
@@ -121,7 +136,6 @@ PARTLY = {
 NOT_HERE = {
     "S11": "no URL is taken as input",
     "S18": "no shared memory",
-    "S19": "no Socket.IO server",
     "S23": "no model comes over the network",
     "S24": "no samples are taken from other devices",
     "S25": "no CSV or XML is read or written",

@@ -25,6 +25,7 @@ COMMANDS = {
     "detect": "Run a model once over files, folders and clips.",
     "run": "Run the node that a TOML file configures.",
     "check": "Say what is wrong with a TOML file, without starting anything.",
+    "models": "Look at the models of a node, and choose the one that serves.",
     "outbox": "Look at the queue of samples, mend it, and carry samples by hand.",
     "torture": "Try whether an outbox keeps its word on this machine and disk.",
     "plugins": "List what is installed: drivers, hooks and commands.",

@@ -9,11 +9,12 @@ from anyio import to_thread
 
 from loopcore.abc import DeploymentTarget, ModelRegistry
 from loopcore.deploy.bringing import Bringer, Told
-from loopcore.deploy.exchange import FETCH_S, exchange
+from loopcore.deploy.exchange import exchange
 from loopcore.deploy.gate import Gate
 from loopcore.deploy.identity import same_model
 from loopcore.deploy.modelstore import ModelStore
 from loopcore.deploy.notes import Notes
+from loopcore.deploy.offers import publish, wanted_of
 from loopcore.errors import RejectedError, RetryableError
 from loopcore.types import Model, ModelInfo
 
@@ -68,31 +69,28 @@ class OtherPlatform:
         if self._notes.published(wanted, self.name) is None:
             self._brought = await self._bringer.bring(wanted, self._formats, told)
 
-    async def activate(self, wanted: ModelInfo, told: Told) -> None:
+    async def activate(self, wanted: ModelInfo, told: Told) -> bool:
         told("checking")
         there = self._notes.published(wanted, self.name) or await self._publish(wanted)
         try:
             with exchange(self.name):
                 await self._target.assign(there)
         except RejectedError:
-            await self._notes.publish(
-                wanted, self.name, None
-            )  # it has lost it, perhaps: the next attempt publishes anew
+            await self._notes.publish(wanted, self.name, None)  # it may have lost it: publish anew next time
             raise
         if not await self._is_target(there):
             raise RetryableError(f"{self.name!r} was assigned {there.name} {there.version}, and names another target")
+        return True
 
     async def _publish(self, wanted: ModelInfo) -> ModelInfo:
         if self._brought is None:
             raise RetryableError(f"{wanted.name} {wanted.version} is not at hand to be published")
         await self._gate.look(self._brought)
-        with exchange(self.name, FETCH_S):
-            there = await self._registry.publish(self._brought)
+        there = await publish(self.name, self._registry, self._brought)
         await self._notes.publish(wanted, self.name, there)
         await to_thread.run_sync(self._store.prune, 1)
         return there
 
     async def _is_target(self, there: ModelInfo) -> bool:
-        with exchange(self.name):
-            now = await self._target.target()
+        now = await wanted_of(self.name, self._target)
         return now is not None and same_model(there, now)

@@ -66,13 +66,14 @@ class Converters:
 
     Args:
         registry: Knows them.
-        folder: Where conversions work, one at a time.
+        folder: Where conversions work, one at a time; nobody else uses it.
     """
 
     def __init__(self, registry: Registry, folder: Path) -> None:
         self._registry = registry
         self._folder = folder
         self._lock = Lock()
+        self._is_swept = False
 
     def plan(self, sources: Collection[str], targets: Collection[str]) -> Chain:
         """The cheapest chain that leads from one of the formats to one of the others. Blocking.
@@ -115,13 +116,15 @@ class Converters:
             ConversionError: A step failed; the message says which and why.
             StorageError: The disk refuses.
         """
-        async with self._lock:
-            try:
-                folder = await to_thread.run_sync(self._begin)
-                yield await self._run(source, chain, folder, report or _nobody)
-            finally:
-                with CancelScope(shield=True):
-                    await to_thread.run_sync(shutil.rmtree, self._folder, True)
+        folder = self._folder / token_hex(8)
+        try:
+            async with self._lock:
+                await to_thread.run_sync(self._begin, folder)
+                model = await self._run(source, chain, folder, report or _nobody)
+            yield model  # what happens to it, such as an upload, holds up no other conversion
+        finally:
+            with CancelScope(shield=True):
+                await to_thread.run_sync(shutil.rmtree, folder, True)
 
     async def _run(self, source: Model, chain: Chain, folder: Path, report: Callable[[float, str], None]) -> Model:
         model = source
@@ -141,11 +144,11 @@ class Converters:
                 raise ConversionError(f"{what}: the converter {step.name!r} failed: {why}", rule=RULE) from exc
         return model
 
-    def _begin(self) -> Path:
-        shutil.rmtree(self._folder, ignore_errors=True)  # what a crash has left
-        folder = self._folder / token_hex(8)
+    def _begin(self, folder: Path) -> None:
+        if not self._is_swept:
+            shutil.rmtree(self._folder, ignore_errors=True)  # what a crash has left
+            self._is_swept = True
         _make(self._folder, folder)
-        return folder
 
     def _step(self, name: str, driver: type[Converter]) -> Step:
         return Step(name, driver, self._registry.version("converter", name))

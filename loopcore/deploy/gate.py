@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from loopcore.abc import Backend
 from loopcore.config import GateTable
-from loopcore.errors import BackendError, ModelError, PluginError
+from loopcore.errors import BackendError, IntegrityError, ModelError, NotReadyError, PluginError
 from loopcore.package import check_files
 from loopcore.types import Box, Classification, Detection, Frame, FrameInfo, Model, Point, Segmentation
 
@@ -59,6 +59,8 @@ class Rule(ABC):
 
         Raises:
             ModelError: It may not; the message says why.
+            IntegrityError: What lies here is damaged, which says nothing of the model.
+            NotReadyError: The device has no room for it now, likewise.
             PluginError: Its backend breaks its contract.
         """
 
@@ -123,6 +125,7 @@ class Gate:
         """Ask the rules about the package.
 
         Raises:
+            IntegrityError: It is damaged; no rule refuses it.
             ModelError: A rule refuses it; `rule` is its name.
         """
         return await self._ask(Candidate(model=model), loaded=False)
@@ -131,6 +134,7 @@ class Gate:
         """Ask the rules about the loaded model.
 
         Raises:
+            NotReadyError: The device has no room for it now; no rule refuses it.
             ModelError: A rule refuses it; `rule` is its name.
             PluginError: The backend breaks its contract.
         """
@@ -162,6 +166,8 @@ def refusal(model: Model, verdict: Verdict) -> ModelError:
 def _judge(rule: Rule, candidate: Candidate) -> Verdict:
     try:
         why = rule.judge(candidate)
+    except (IntegrityError, NotReadyError):
+        raise
     except (ModelError, BackendError) as exc:
         return Verdict(rule.name, passed=False, why=str(exc))
     return Verdict(rule.name, passed=why is None, why=why or "")

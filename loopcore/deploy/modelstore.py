@@ -132,6 +132,17 @@ class ModelStore:
         record = self._record()
         return open_folder(self.folder / record.previous) if record and record.previous else None
 
+    def marked(self) -> tuple[Path | None, Path | None]:
+        """The folders of the active and the previous model, unchecked.
+
+        Raises:
+            ModelError: The record is damaged.
+        """
+        record = self._record()
+        names = (record.active, record.previous) if record else (None, None)
+        active, previous = (self.folder / name if name else None for name in names)
+        return active, previous
+
     def activate(self, model: Model) -> None:
         """Make a model of this store the active one; durable on return.
 
@@ -227,13 +238,13 @@ class ModelStore:
     @contextmanager
     def _draft(self) -> Iterator[Path]:
         draft = self.folder / f".draft-{token_hex(8)}"
+        self._used.add(draft)  # before it is there: another thread may be pruning
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._disk.mkdir(draft)
-        except OSError as exc:
-            raise StorageError(f"cannot write {self.folder}: {exc.strerror or exc}") from exc
-        self._used.add(draft)
-        try:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._disk.mkdir(draft)
+            except OSError as exc:
+                raise StorageError(f"cannot write {self.folder}: {exc.strerror or exc}") from exc
             yield draft
         finally:
             shutil.rmtree(draft, ignore_errors=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from hashlib import sha256
 from itertools import islice
@@ -10,11 +12,11 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 import msgspec
-from anyio import Lock, to_thread
+from anyio import CancelScope, Lock, to_thread
 from msgspec import Struct, field
 
 from loopcore.deploy.identity import key_of, shown
-from loopcore.errors import LoopcoreError, StorageError
+from loopcore.errors import LoopcoreError, ModelError, StorageError
 from loopcore.files import read_bounded, write_atomic
 from loopcore.types import ModelInfo
 
@@ -25,7 +27,11 @@ MOST = 500
 
 ValueT = TypeVar("ValueT")
 
-_MAX_BYTES = 16_000_000
+DEATHS = 2
+"""A model during whose trial the process has died so often is not tried again: once may be a power cut."""
+
+_MAX_BYTES = 64_000_000
+_WHY_CHARACTERS = 2000
 
 
 class Refusal(Struct, frozen=True, kw_only=True):
@@ -41,6 +47,7 @@ class _Content(Struct, kw_only=True):
     version: Literal[1] = 1
     refusals: dict[str, Refusal] = field(default_factory=dict)
     published: dict[str, ModelInfo] = field(default_factory=dict)
+    trials: dict[str, int] = field(default_factory=dict)
 
 
 class Notes:
@@ -70,7 +77,7 @@ class Notes:
     async def refuse(self, model: ModelInfo, conditions: str, error: LoopcoreError) -> Refusal:
         """Note that it was refused."""
         rule = getattr(error, "rule", None) or ""
-        refusal = Refusal(model=shown(model), rule=rule, why=str(error), at=datetime.now(UTC))
+        refusal = Refusal(model=shown(model), rule=rule, why=str(error)[:_WHY_CHARACTERS], at=datetime.now(UTC))
         _put(self._content.refusals, _key(model, conditions), refusal)
         await self._save()
         return refusal
@@ -79,8 +86,30 @@ class Notes:
         """Forget all refusals, so that these models are tried again; how many there were."""
         count = len(self._content.refusals)
         self._content.refusals.clear()
+        self._content.trials.clear()
         await self._save()
         return count
+
+    @asynccontextmanager
+    async def trial(self, model: ModelInfo, conditions: str) -> AsyncGenerator[None]:
+        """Around what may take the whole process down: a model that does is not tried at every start again.
+
+        Raises:
+            ModelError: It has done so `DEATHS` times in a row; `rule` says so.
+        """
+        key = _key(model, conditions)
+        died = self._content.trials.get(key, 0)
+        if died >= DEATHS:
+            what = f"{model.name} {model.version}"
+            raise ModelError(f"the node has died {died} times in a row while it tried {what}", rule="survival")
+        _put(self._content.trials, key, died + 1)
+        await self._save()
+        try:
+            yield
+        finally:
+            with CancelScope(shield=True):
+                self._content.trials.pop(key, None)
+                await self._save()
 
     def published(self, model: ModelInfo, platform: str) -> ModelInfo | None:
         """What a platform calls this model, if it was published there."""

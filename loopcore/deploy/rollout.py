@@ -12,10 +12,12 @@ from msgspec import Struct
 
 from loopcore.abc import DeploymentTarget
 from loopcore.deploy.bringing import Doing, Told
-from loopcore.deploy.exchange import Patience, exchange
+from loopcore.deploy.exchange import Patience
 from loopcore.deploy.identity import same_model, shown
 from loopcore.deploy.notes import Notes
-from loopcore.errors import ConversionError, LoopcoreError, ModelError
+from loopcore.deploy.offers import wanted_of
+from loopcore.deploy.resting import Resting
+from loopcore.errors import ConversionError, LoopcoreError, ModelError, RemoteError, RetryableError
 from loopcore.types import ModelInfo
 
 if TYPE_CHECKING:
@@ -27,6 +29,9 @@ State: TypeAlias = Literal[
     "waiting", "paused", "held", "fetching", "converting", "checking", "current", "refused", "failed"
 ]
 """`waiting`: nobody has chosen a model yet, or nobody was asked yet. `paused`: a person has chosen otherwise here."""
+
+CHANGES = 3
+"""A platform that changes its mind so often while models are being fetched is left alone for a while."""
 
 
 class Place(Protocol):
@@ -54,8 +59,8 @@ class Place(Protocol):
         """Have all at hand that it takes to make it live; quick if it is."""
         ...
 
-    async def activate(self, wanted: ModelInfo, told: Told) -> None:
-        """Make it live, unless the place has been closed meanwhile.
+    async def activate(self, wanted: ModelInfo, told: Told) -> bool:
+        """Make it live, unless the place has been closed meanwhile; whether it is live now.
 
         Raises:
             ModelError: It may not be, and `rule` says why; or it is gone.
@@ -104,11 +109,13 @@ class Rollout:
         self._changed = changed
         self._random = random or Random()
         self._patience = Patience(first_s=max(every_s, 1.0))
+        self._resting = Resting(max(every_s, 5.0), self._random)
         self._woken = Event()
         self._wanted: ModelInfo | None = None
 
     def wake(self) -> None:
-        """Look at once: a person has changed what may come."""
+        """Look at once, and try again what has failed: a person has changed what may come."""
+        self._resting.clear()
         self._woken.set()
 
     def status(self) -> dict[str, Any]:
@@ -135,20 +142,21 @@ class Rollout:
         """One turn; how long to wait for the next one."""
         try:
             await self._turn()
-        except ModelError as exc:
-            if exc.rule is None:
-                return self._failed(exc)
-            self._show("refused", error=str(exc))
-            # The model may come in another format some day; to find that out, the platform must be asked for its list.
-            return self._patience.wait_s(exc, self._random) if isinstance(exc, ConversionError) else self._every_s
         except LoopcoreError as exc:
-            return self._failed(exc)
+            wait_s = self._patience.wait_s(exc, self._random)
+            self._fail(exc, self._patience.failures)
+            return wait_s
         self._patience.failures = 0
         return self._every_s
 
     async def _turn(self) -> None:
+        """Ask, and act on the answer.
+
+        Raises:
+            LoopcoreError: The platform could not be asked, or has not given what it has.
+        """
         brought: ModelInfo | None = None
-        while True:
+        for _ in range(CHANGES):
             wanted = await self._ask()
             if wanted is None:
                 return self._show("waiting")
@@ -158,31 +166,46 @@ class Rollout:
                 return self._show("current")
             if refusal := self._notes.refusal(wanted, self._place.conditions):
                 return self._show("refused", error=refusal.why)
-            if brought is not None and same_model(brought, wanted):
-                return await self._activate(wanted)
-            await self._place.bring(wanted, self._told)
+            if resting := self._resting.error(wanted):
+                return self._show_failure(resting)
+            try:
+                if brought is not None and same_model(brought, wanted):
+                    return await self._activate(wanted)
+                await self._place.bring(wanted, self._told)
+            except RemoteError:
+                raise
+            except LoopcoreError as exc:
+                return await self._failed(wanted, exc)
             brought = wanted  # that took its time: is it still what is wanted?
+        raise RetryableError(f"the platform {self._source!r} wants another model whenever one has come")
 
     async def _activate(self, wanted: ModelInfo) -> None:
-        try:
-            await self._place.activate(wanted, self._told)
-        except ModelError as exc:
-            if exc.rule is not None:
-                await self._notes.refuse(wanted, self._place.conditions, exc)
-            raise
-        self._show(self._place.closed() or "current")
+        is_live = await self._place.activate(wanted, self._told)
+        self._show("current" if is_live else self._place.closed() or "waiting")
 
     async def _ask(self) -> ModelInfo | None:
-        with exchange(self._source):
-            self._wanted = await self._target.target()
+        self._wanted = await wanted_of(self._source, self._target)
         return self._wanted  # shown together with what is found out about it
 
-    def _failed(self, error: LoopcoreError) -> float:
-        level = logging.DEBUG if self.showing.state == "failed" else logging.WARNING
+    async def _failed(self, wanted: ModelInfo, error: LoopcoreError) -> None:
+        """A refusal is for good; all else is tried again, and the platform may want another model meanwhile.
+
+        A model that cannot be converted may come in another format some day, so it rests and is looked for again.
+        """
+        if _refuses(error) and not isinstance(error, ConversionError):
+            await self._notes.refuse(wanted, self._place.conditions, error)
+            return self._show_failure(error)
+        failures = self._resting.failed(wanted, error)
+        return self._show_failure(error) if _refuses(error) else self._fail(error, failures)
+
+    def _fail(self, error: LoopcoreError, failures: int) -> None:
+        level = logging.DEBUG if failures > 1 else logging.WARNING
         to = self._place.name
         _log.log(level, "A rollout failed and goes on later from=%s to=%s error=%s", self._source, to, error)
-        self._show("failed", error=str(error))
-        return self._patience.wait_s(error, self._random)
+        self._show_failure(error)
+
+    def _show_failure(self, error: LoopcoreError) -> None:
+        self._show("refused" if _refuses(error) else "failed", error=str(error))
 
     def _told(self, doing: Doing) -> None:
         self._show(doing)
@@ -192,3 +215,7 @@ class Rollout:
         if showing != self.showing:
             self.showing = showing
             self._changed()
+
+
+def _refuses(error: LoopcoreError) -> bool:
+    return isinstance(error, ModelError) and error.rule is not None

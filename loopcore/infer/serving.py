@@ -7,15 +7,15 @@ room for two models, the old one is released first, and comes back if the new on
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import anyio
 from anyio import CancelScope, Event, Lock, create_task_group
 
 from loopcore.abc import Backend
-from loopcore.errors import LoopcoreError, NotReadyError, PluginError
+from loopcore.errors import LoopcoreError, NotReadyError, PluginError, first
 from loopcore.types import Model
 
 if TYPE_CHECKING:
@@ -41,15 +41,14 @@ class _Served:
         self.closed = Event()
         self._calls = 0
 
-    @contextmanager
-    def call(self) -> Iterator[None]:
+    def __enter__(self) -> Backend:
         """Keep the model open for the length of the block. Enter and leave it in the event loop's thread."""
         self._calls += 1
-        try:
-            yield
-        finally:
-            self._calls -= 1
-            self._settle()
+        return self.backend
+
+    def __exit__(self, *_: object) -> None:
+        self._calls -= 1
+        self._settle()
 
     def retire(self) -> None:
         """No new calls come; when the running ones have ended, the model may close."""
@@ -93,18 +92,15 @@ class Serving:
         """The model that serves now."""
         return self._current.model if self._current else None
 
-    @contextmanager
-    def borrow(self) -> Iterator[Backend]:
+    def borrow(self) -> AbstractContextManager[Backend]:
         """The backend that serves now; it stays open for the length of the block.
 
         Raises:
             NotReadyError: Nothing serves.
         """
-        served = self._current
-        if served is None:
+        if self._current is None:
             raise NotReadyError(self._missing)
-        with served.call():
-            yield served.backend
+        return self._current
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
         """Own the backends; leaves when cancelled, after the running calls have ended."""
@@ -121,6 +117,7 @@ class Serving:
 
         Raises:
             ModelError: It cannot be loaded, or may not serve; what served before still serves, or serves again.
+            NotReadyError: The device has no room for it now, likewise.
             PluginError: Its backend breaks its contract, likewise.
         """
         if self._tasks is None:
@@ -181,9 +178,12 @@ class Serving:
             if served is not None:
                 _log.exception("A backend failed while it closed model=%s", model.info.name)
                 return
-            if isinstance(exc, LoopcoreError):
-                raise
-            raise PluginError(f"the backend of {model.info.name!r} failed: {exc!r}") from exc
+            error = first(exc)
+            if isinstance(error, MemoryError):
+                raise NotReadyError(f"there is no memory for {model.info.name} {model.info.version} now") from exc
+            if isinstance(error, LoopcoreError):
+                raise error from error.__cause__
+            raise PluginError(f"the backend of {model.info.name!r} failed: {error!r}") from exc
         finally:
             if served is not None:
                 served.closed.set()

@@ -12,7 +12,7 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Any, Self, TypeVar, TypeVarTuple
 
-from anyio import AsyncContextManagerMixin, CancelScope, Event
+from anyio import AsyncContextManagerMixin, CancelScope, Event, get_cancelled_exc_class
 from anyio.lowlevel import checkpoint_if_cancelled, current_token
 
 ArgumentsT = TypeVarTuple("ArgumentsT")
@@ -63,8 +63,8 @@ class Threads(AsyncContextManagerMixin):
             self._jobs.put(job)
             try:
                 await job.done.wait()
-            except get_cancelled_exc_class():  # what has begun is carried through; the cancellation comes again after it
-                with CancelScope(shield=True):
+            except get_cancelled_exc_class():
+                with CancelScope(shield=True):  # what has begun is carried through; the cancellation comes again
                     await job.done.wait()
         finally:
             self._running -= 1

@@ -17,7 +17,7 @@ from loopcore.config import Config
 from loopcore.errors import LoopcoreError, first
 from loopcore.node.control_socket import ask
 from loopcore.node.node import Node
-from loopcore.node.offline import Use, reach
+from loopcore.node.offline import Use, reach, reach_models
 from loopcore.plan import resolve
 from loopcore.registry import Registry
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-__all__ = ["Node", "Use", "control", "reach", "run", "run_config"]
+__all__ = ["Node", "Use", "control", "reach", "reach_models", "run", "run_config"]
 
 
 async def run(

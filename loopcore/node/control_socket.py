@@ -17,7 +17,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio
 import msgspec
-from anyio import CancelScope, Lock, connect_unix, create_task_group, create_unix_listener, fail_after, sleep
+from anyio import (
+    CancelScope,
+    Lock,
+    connect_unix,
+    create_task_group,
+    create_unix_listener,
+    fail_after,
+    move_on_after,
+    sleep,
+)
 from anyio.streams.buffered import BufferedByteReceiveStream
 from msgspec import Struct
 
@@ -124,7 +133,9 @@ def _answering(operations: Operations) -> Callable[[SocketStream], Awaitable[Non
     async def answer(stream: SocketStream) -> None:
         with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError, anyio.EndOfStream, anyio.IncompleteRead):
             async with stream:
-                await _say(stream, await _reply(stream, operations))
+                reply = await _reply(stream, operations)
+                with move_on_after(CALL_S):  # a command that does not listen
+                    await _say(stream, reply)
 
     return answer
 
@@ -166,8 +177,11 @@ async def _carry(stream: SocketStream, operation: LongOperation, parameters: Map
 
     async def tell(progress: Progress) -> None:
         with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):  # then all this ends anyway
-            async with turn:
-                await _say(stream, _Reply(progress=progress))
+            with move_on_after(CALL_S) as limit:
+                async with turn:
+                    await _say(stream, _Reply(progress=progress))
+            if limit.cancelled_caught:
+                tasks.cancel_scope.cancel()  # it does not listen: as good as gone
 
     reply: _Reply | None = None
     async with create_task_group() as tasks:

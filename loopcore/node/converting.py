@@ -7,18 +7,20 @@ from collections.abc import Mapping, Sequence
 from random import Random
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from anyio import CancelScope, Event, Lock, create_task_group, move_on_after, to_thread
+from anyio import CancelScope, Event, create_task_group, move_on_after, to_thread
 from msgspec import to_builtins
 from msgspec.structs import replace
 
 from loopcore.abc import ModelRegistry
 from loopcore.config import ConversionTable
 from loopcore.deploy.conversion import Chain, Converters
-from loopcore.deploy.exchange import FETCH_S, Patience, exchange
+from loopcore.deploy.exchange import Patience
 from loopcore.deploy.fetching import fetch
 from loopcore.deploy.identity import made_from, same_model, shown
 from loopcore.deploy.modelstore import ModelStore
 from loopcore.deploy.notes import Notes, Refusal
+from loopcore.deploy.offers import offers, publish
+from loopcore.deploy.resting import Resting
 from loopcore.errors import LoopcoreError, ModelError, RejectedError, RetryableError
 from loopcore.node.control_socket import Operations
 from loopcore.plan import Plan
@@ -45,9 +47,8 @@ class Conversion:
         table: Says from what to what.
         registry: The platform's models.
         converters: What is installed.
-        store: Where models are on the way.
+        store: Where models are on the way; nobody else's.
         notes: Which conversions have failed.
-        turn: Held while a model is being converted: one at a time on a node.
     """
 
     def __init__(
@@ -57,16 +58,15 @@ class Conversion:
         converters: Converters,
         store: ModelStore,
         notes: Notes,
-        turn: Lock,
     ) -> None:
         self._table = table
         self._registry = registry
         self._converters = converters
         self._store = store
         self._notes = notes
-        self._turn = turn
         self._patience = Patience()
         self._random = Random()
+        self._resting = Resting(float(table.every), self._random)
         self._woken = Event()
         self._state: State = "waiting"
         self._model: dict[str, str] | None = None
@@ -75,7 +75,8 @@ class Conversion:
         self._refused: Sequence[Refusal] = ()
 
     def wake(self) -> None:
-        """Look at once."""
+        """Look at once, and try again what has failed."""
+        self._resting.clear()
         self._woken.set()
 
     def status(self) -> dict[str, Any]:
@@ -105,8 +106,7 @@ class Conversion:
 
     async def _attempt(self) -> float:
         try:
-            async with self._turn:
-                await self._convert_all()
+            await self._convert_all()
         except LoopcoreError as exc:
             level = logging.DEBUG if self._patience.failures else logging.WARNING
             _log.log(level, "Conversions go on later platform=%s error=%s", self._table.platform, exc)
@@ -126,14 +126,13 @@ class Conversion:
         """
         table = self._table
         chain = await to_thread.run_sync(self._converters.plan, {table.source}, {table.target})
-        with exchange(table.platform):
-            models = await self._registry.list()
+        models = await offers(table.platform, self._registry)
         refused = []
         for model in lacking(models, table.source, table.target):
             refusal = self._notes.refusal(model, str(chain))
-            if refusal is None:
+            if refusal is None and self._resting.error(model) is None and (fetched := await self._fetched(model)):
                 try:
-                    await self._convert(model, chain)
+                    await self._convert(model, fetched, chain)
                 except (ModelError, RejectedError) as exc:
                     _log.error("A model cannot be converted name=%s version=%s why=%s", model.name, model.version, exc)
                     refusal = await self._notes.refuse(model, str(chain), exc)
@@ -141,9 +140,17 @@ class Conversion:
                 refused.append(refusal)
         self._refused = refused
 
-    async def _convert(self, model: ModelInfo, chain: Chain) -> None:
+    async def _fetched(self, model: ModelInfo) -> Model | None:
+        """The model; `None` if the platform does not give it whole: others are not held up, and it may come later."""
         self._show("fetching", model)
-        fetched = await fetch(self._table.platform, self._registry, model, self._store)
+        try:
+            return await fetch(self._table.platform, self._registry, model, self._store)
+        except (ModelError, RejectedError) as exc:
+            level = logging.DEBUG if self._resting.failed(model, exc) > 1 else logging.WARNING
+            _log.log(level, "A model cannot be had yet name=%s version=%s why=%s", model.name, model.version, exc)
+            return None
+
+    async def _convert(self, model: ModelInfo, fetched: Model, chain: Chain) -> None:
         try:
             self._show("converting", model)
             # What the platform says of it goes along: that is how the platform knows the model again.
@@ -161,8 +168,7 @@ class Conversion:
         patience = Patience()
         while True:
             try:
-                with exchange(self._table.platform, FETCH_S):
-                    await self._registry.publish(made)
+                await publish(self._table.platform, self._registry, made)
             except RetryableError as exc:
                 if patience.failures >= UPLOADS:
                     raise
@@ -194,7 +200,7 @@ class Converting:
         data_dir = plan.config.node.data_dir
         self._plan = plan
         self._converters = converters
-        self._store = ModelStore(data_dir / "passing" / "conversions")
+        self._folder = data_dir / "passing"
         self._notes = Notes(data_dir / "conversions.json")
         self._conversions: list[Conversion] = []
 
@@ -205,13 +211,13 @@ class Converting:
             ConfigError: A platform keeps no models.
         """
         await to_thread.run_sync(self._notes.load)
-        turn = Lock()
-        for table in self._plan.config.conversions:
+        for number, table in enumerate(self._plan.config.conversions):
             registry = await self._plan.capability(table.platform, ModelRegistry)
             if registry is None:
                 message = f"the platform {table.platform!r} has no ModelRegistry, which a conversion needs"
                 raise self._plan.config.error(table.key, message)
-            self._conversions.append(Conversion(table, registry, self._converters, self._store, self._notes, turn))
+            store = ModelStore(self._folder / f"conversions-{number}")
+            self._conversions.append(Conversion(table, registry, self._converters, store, self._notes))
         async with create_task_group() as tasks:
             for conversion in self._conversions:
                 await tasks.start(conversion.run, name="conversion")

@@ -49,7 +49,7 @@ class Enduring:
         Raises:
             Exception: What was raised before it had begun for the first time.
         """
-        begun = _Begun(task_status)
+        begun = Begun(task_status)
         while True:
             since = anyio.current_time()
             try:
@@ -86,7 +86,7 @@ class Enduring:
         )
 
 
-class _Begun:
+class Begun:
     """Passes the first `started()` on; what is served again says it again."""
 
     def __init__(self, outer: TaskStatus[None]) -> None:

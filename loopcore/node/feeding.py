@@ -9,6 +9,7 @@ import anyio
 
 from loopcore.abc import Service, Source
 from loopcore.errors import LoopcoreError, first
+from loopcore.node.enduring import Begun
 
 if TYPE_CHECKING:
     from anyio.abc import TaskStatus
@@ -45,7 +46,7 @@ class Feed:
         Raises:
             Exception: What the source raised before it had begun for the first time; it has not been entered again.
         """
-        begun = _Begun(task_status)
+        begun = Begun(task_status)
         while True:
             entered = anyio.current_time()
             try:
@@ -83,16 +84,3 @@ class Feed:
             self._last_error,
             exc_info=None if foreseen else exc,
         )
-
-
-class _Begun:
-    """Passes the first `started()` on; a source that is started again says it again."""
-
-    def __init__(self, outer: TaskStatus[None]) -> None:
-        self._outer = outer
-        self.happened = False
-
-    def started(self, value: None = None) -> None:
-        if not self.happened:
-            self.happened = True
-            self._outer.started(value)

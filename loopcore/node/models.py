@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from random import Random
 from typing import Any, Literal
 
-from anyio import CancelScope, Lock, to_thread
+import anyio
+from anyio import CancelScope, Event, Lock, to_thread
 
 from loopcore.abc import Backend
+from loopcore.deploy.exchange import Patience
 from loopcore.deploy.gate import Gate, WarmUp
 from loopcore.deploy.modelstore import ModelStore, one_of
 from loopcore.errors import IntegrityError, LoopcoreError, ModelError, NotReadyError, StorageError
 from loopcore.infer.serving import Serving
 from loopcore.infer.threads import Threads
+from loopcore.node.catalogue import listed, summary
 from loopcore.node.control_socket import LongOperation, Operation, Tell
 from loopcore.node.state import Settings
 from loopcore.package import open_model
@@ -27,6 +31,13 @@ _log = logging.getLogger(__name__)
 FOLLOW, PAUSE = "follow", "pause"
 LOAD = "load"
 """The name of the rule that a model passes by being loaded."""
+
+RESTORE_S = 5.0
+"""How long to wait at most, the first time, before what should serve and cannot is tried again."""
+
+
+def _nothing() -> None:
+    pass
 
 
 class Models:
@@ -41,17 +52,21 @@ class Models:
     Attributes:
         elsewhere: Brings a version that the store lacks; set by who knows platforms.
         watchers: Called when another model serves or another choice is made.
+        rollouts: Where each rollout stands; set by who knows them.
     """
 
     def __init__(self, plan: Plan, settings: Settings, threads: Threads, swapped: Callable[[Backend], None]) -> None:
         self.elsewhere: Callable[[str], Awaitable[Model]] | None = None
         self.watchers: list[Callable[[], None]] = []
+        self.rollouts: Callable[[], Sequence[Mapping[str, Any]]] = tuple
         self._plan = plan
         self._settings = settings
         self._data_dir = plan.config.node.data_dir
         self._held = False
         self._wishes = 0
+        self._persons = 0
         self._choosing = Lock()
+        self._vacant = Event()
         self._gate = Gate([WarmUp()], threads.run)
         self.store = ModelStore(self._data_dir / "models")
         exclusive = plan.backend is not None and plan.backend.table.exclusive
@@ -73,10 +88,6 @@ class Models:
             return "paused"
         return "held" if self._held else None
 
-    def lacks_choice(self) -> bool:
-        """A version was chosen, and nothing serves yet."""
-        return self._plan.backend is not None and self.choice not in (FOLLOW, PAUSE) and self.serving.model is None
-
     async def start(self) -> None:
         """Let serve what the TOML names, or a person has chosen since; with `follow` and `pause`, what served last.
 
@@ -90,6 +101,11 @@ class Models:
             await self._settings.change(model=None, configured_model=None, rests_on_path=False)
         if self.elsewhere is None:
             await to_thread.run_sync(self.store.give_up)  # nobody will go on with it
+        async with self._choosing:  # a command may be there already
+            if self.serving.model is None:
+                await self._begin()
+
+    async def _begin(self) -> None:
         chosen = self.choice not in (FOLLOW, PAUSE)
         try:
             model = await to_thread.run_sync(self._chosen_here)
@@ -99,10 +115,38 @@ class Models:
                 raise await to_thread.run_sync(self._unknown, self.choice)
             else:
                 _log.warning("No model is here yet; frames are refused until one comes choice=%s", self.choice)
+                self._vacant.set()
         except ModelError:
             if chosen:
                 raise
             _log.exception("The model that served last cannot serve again; frames are refused until another one comes")
+
+    async def keep(self) -> None:
+        """Have something serve where something should, until cancelled: once it is there, or there is room for it."""
+        random = Random()
+        while True:
+            await self._vacant.wait()
+            self._vacant = Event()
+            patience = Patience(first_s=RESTORE_S)
+            while self.serving.model is None:
+                try:
+                    await self._catch_up()
+                    break
+                except LoopcoreError as exc:
+                    level = logging.DEBUG if patience.failures else logging.WARNING
+                    _log.log(level, "No model serves, and none can yet choice=%s error=%s", self.choice, exc)
+                    await anyio.sleep(patience.wait_s(exc, random))
+
+    async def _catch_up(self) -> None:
+        """Let the chosen model serve, from elsewhere if need be; what a person chooses meanwhile goes first."""
+        wish, choice, model = self._wishes, self.choice, None
+        if choice not in (FOLLOW, PAUSE):
+            model = await self._look_up(choice)
+        async with self._choosing:
+            if wish != self._wishes or self.serving.model is not None:
+                return
+            if model := model or await to_thread.run_sync(self._chosen_here):
+                await self._activate(model)
 
     async def set_model(self, choice: str) -> None:
         """See `loopcore.abc.Service`."""
@@ -110,35 +154,23 @@ class Models:
             raise NotReadyError("this node has no [backend]")
         wish = self._wish()
         model = None if choice in (FOLLOW, PAUSE) else await self._look_up(choice)
-        async with self._choosing:
-            self._check_wish(wish)
+        async with self._decision(wish):
             if model is not None:
                 await self._activate(model)
             await self._note(choice)
 
     async def reload(self) -> None:
         """See `loopcore.abc.Service`."""
-        wish = self._wish()
-        model = await to_thread.run_sync(self._chosen_here)
-        if model is None and self.choice not in (FOLLOW, PAUSE):
-            model = await self._look_up(self.choice)
-        if model is None:
-            raise NotReadyError("there is no model here yet")
+        wish, came = self._wish(), None
+        if self.choice not in (FOLLOW, PAUSE) and await to_thread.run_sync(self._chosen_here) is None:
+            came = await self._look_up(self.choice)
         async with self._choosing:
             self._check_wish(wish)
+            # Only now: a rollout may have let another model serve meanwhile.
+            model = came or await to_thread.run_sync(self._chosen_here)
+            if model is None:
+                raise NotReadyError("there is no model here yet")
             await self._activate(model)
-
-    async def catch_up(self) -> None:
-        """Get the chosen version, if nothing serves, and let it serve; what a person chooses meanwhile goes first.
-
-        Raises:
-            LoopcoreError: It cannot be had, or cannot serve.
-        """
-        wish = self._wishes
-        model = await self._look_up(self.choice)
-        async with self._choosing:
-            if wish == self._wishes and self.lacks_choice():
-                await self._activate(model)
 
     async def back(self) -> None:
         """Let the model serve that served before, and stay with it: one step back, and `follow` is left.
@@ -147,9 +179,7 @@ class Models:
             ModelError: There is none, or it cannot serve; nothing has changed.
             StorageError: It serves, and that could not be noted for the next start.
         """
-        wish = self._wish()
-        async with self._choosing:
-            self._check_wish(wish)
+        async with self._decision(self._wish()):
             serving = self.serving.model
             stored = serving is not None and serving.path.parent == self.store.folder
             model = await to_thread.run_sync(self.store.previous if stored else self.store.active)
@@ -158,21 +188,37 @@ class Models:
             await self._activate(model)
             await self._note(PAUSE)
 
-    async def follow(self, model: Model, gate: Gate) -> None:
-        """Let a rollout's model serve if it passes the gate; nothing happens while rollouts may not change the model.
+    async def follow(self, model: Model, gate: Gate) -> bool:
+        """Let a rollout's model serve if it passes the gate, unless rollouts may not change the model; whether it does.
 
         Raises:
             ModelError: It was refused, and `rule` says by what; what served before still serves.
             LoopcoreError: It could not be tried, or the choice could not be noted.
         """
         async with self._choosing:
-            if self.closed() is None:
-                await self._activate(model, gate)
-                if self._settings.state.rests_on_path:
-                    await self._settings.change(rests_on_path=False)
+            if self.closed():
+                return False
+            try:
+                with CancelScope(shield=True):
+                    await self._activate(model, gate, self._give_way)
+                    if self._settings.state.rests_on_path:
+                        await self._settings.change(rests_on_path=False)
+            except NotReadyError:
+                if self._gives_way():
+                    return False
+                raise
+        return True
+
+    def _gives_way(self) -> bool:
+        return self.closed() is not None or self._persons > 0
+
+    def _give_way(self) -> None:
+        """Loading takes its time: does it still suit those who have a say here?"""
+        if self._gives_way():
+            raise NotReadyError("another model was chosen meanwhile, or updates are held")
 
     async def hold_updates(self, hold: bool) -> None:
-        """See `loopcore.abc.Service`."""
+        """See `loopcore.abc.Service`. A rollout that is loading a model then gives way."""
         self._held = hold
         self._tell()
 
@@ -183,7 +229,14 @@ class Models:
             "reload": LongOperation(_quiet(self.reload)),
             "previous_model": LongOperation(_quiet(self.back)),
             "hold_updates": self.hold_updates,
+            "models": self.overview,
         }
+
+    async def overview(self) -> dict[str, Any]:
+        """The models that are here, and what is to serve, for a person."""
+        rows = await to_thread.run_sync(listed, self.store, self.serving.model)
+        choice = self.choice if self._plan.backend else None
+        return {"models": rows, "choice": choice, "held": self._held, "rollouts": self.rollouts()}
 
     def is_ready(self) -> bool:
         """Whether a model serves, or none is meant to."""
@@ -194,7 +247,7 @@ class Models:
         model = self.serving.model
         here = await to_thread.run_sync(self.store.list)
         return {
-            "model": _summary(model) if model else None,
+            "model": summary(model) if model else None,
             "model_choice": self.choice if self._plan.backend else None,
             "models": list(dict.fromkeys(model.info.version for model in here)),
             "updates_held": self._held,
@@ -230,6 +283,18 @@ class Models:
             rests_on_path=serving is not None and serving.path.parent != self.store.folder,
         )
         self._tell()
+
+    @asynccontextmanager
+    async def _decision(self, wish: int) -> AsyncGenerator[None]:
+        """A person's turn: a rollout that is loading a model gives way, and what is begun is not left half done."""
+        self._persons += 1
+        try:
+            async with self._choosing:
+                self._check_wish(wish)
+                with CancelScope(shield=True):
+                    yield
+        finally:
+            self._persons -= 1
 
     def _tell(self) -> None:
         for watcher in self.watchers:
@@ -275,18 +340,30 @@ class Models:
             return self.store.stage(path)
         return open_model(path, self._data_dir)
 
-    async def _activate(self, model: Model, gate: Gate | None = None) -> None:
+    async def _activate(self, model: Model, gate: Gate | None = None, last: Callable[[], None] = _nothing) -> None:
+        """Swap to a model that passes the gate, and raises nothing when `last` is called, just before the swap."""
+        before = self.serving.model
         with CancelScope(shield=True):  # a command that goes away, or the node's end, must not leave half a swap
-            await self._swap(model, gate or self._gate)
-        self._tell()
+            try:
+                await self._swap(model, gate or self._gate, last)
+            finally:
+                if self.serving.model is None:
+                    self._vacant.set()
+                if self.serving.model is not before:
+                    self._tell()
 
-    async def _swap(self, model: Model, gate: Gate) -> None:
+    async def _swap(self, model: Model, gate: Gate, last: Callable[[], None]) -> None:
+        async def admit(backend: Backend) -> None:
+            await gate.test(backend)
+            last()
+
         try:
             await gate.look(model)
-            await self.serving.activate(model, gate.test)
-        except LoopcoreError as exc:
-            if isinstance(exc, ModelError) and exc.rule is None:
-                exc.rule = LOAD
+            await self.serving.activate(model, admit)
+        except IntegrityError:
+            raise  # the disk's fault, and not the model's
+        except ModelError as exc:
+            exc.rule = exc.rule or LOAD
             _log.error("A model was refused name=%s version=%s why=%s", model.info.name, model.info.version, exc)
             await self._plan.hooks.model_refused(model.info, str(exc))
             raise
@@ -314,8 +391,3 @@ def _quiet(operation: Operation) -> Operation:
         await operation(**parameters)
 
     return run
-
-
-def _summary(model: Model) -> dict[str, Any]:
-    info = model.info
-    return {"name": info.name, "version": info.version, "format": info.format, "id": info.id, "labels": info.labels}

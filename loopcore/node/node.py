@@ -151,6 +151,7 @@ class Node:
         await tasks.start(listener.serve, app, mounts, name="server")
         await tasks.start(serve_control, self._data_dir, self.operations(), name="control")
         await self._models.start()
+        tasks.start_soon(self._models.keep, name="keep")
         for role in self._roles:
             await tasks.start(self._play, role, tasks.cancel_scope, name=role.name)
         for part, feed in zip(self._plan.sources, self._feeds, strict=True):

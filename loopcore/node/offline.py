@@ -1,4 +1,4 @@
-"""How commands reach an outbox: through the node that owns it or, where none runs, on its files."""
+"""How commands reach what a node owns: through the node or, where none runs, on the files."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
-from anyio import create_task_group
+from anyio import create_task_group, to_thread
 
 from loopcore.abc import Control
 from loopcore.collect.delivery import Delivery, Lanes
 from loopcore.collect.outbox import Outbox
 from loopcore.config import Config, OutboxTable
+from loopcore.deploy.modelstore import ModelStore
 from loopcore.errors import ConfigError, LoopcoreError, StorageError
 from loopcore.files import locked
+from loopcore.node.catalogue import listed
 from loopcore.node.clerk import Clerk, taker
 from loopcore.node.control_socket import SOCKET, LongOperation, Operations, Progress, Tell, ask
 from loopcore.node.state import load_state
@@ -67,6 +69,43 @@ async def reach(
             return
         async with _opened(data_dir, config, use) as operations:
             yield _Doing(data_dir, operations, tell)
+
+
+@asynccontextmanager
+async def reach_models(data_dir: Path, config: Config | None = None) -> AsyncGenerator[Control]:
+    """A control for the operations on models. Where no node runs, `models` alone is answered.
+
+    Args:
+        data_dir: The folder.
+        config: The TOML, where there is one.
+
+    Raises:
+        StorageError: There is no such folder, or another process has it and does not answer.
+    """
+    _check_folder(data_dir)
+    with ExitStack() as held:
+        if not _owned(data_dir, held):
+            yield _Asking(data_dir, _nobody)
+            return
+
+        async def models() -> dict[str, Any]:
+            return await to_thread.run_sync(_models, data_dir, config)
+
+        yield _Doing(data_dir, {"models": models}, _nobody)
+
+
+def _check_folder(data_dir: Path) -> None:
+    if not data_dir.is_dir():
+        raise StorageError(f"there is no data folder {data_dir}")
+
+
+def _models(data_dir: Path, config: Config | None) -> dict[str, Any]:
+    state = load_state(data_dir)
+    choice = state.model
+    if config is not None:
+        choice = state.model_choice(config.backend.model) if config.backend else None
+    rows = listed(ModelStore(data_dir / "models"), None)
+    return {"models": rows, "choice": choice, "held": False, "rollouts": []}
 
 
 def _owned(data_dir: Path, held: ExitStack) -> bool:

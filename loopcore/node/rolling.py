@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from hashlib import sha256
-from random import Random
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-import anyio
 import msgspec
 from anyio import Event, create_task_group, to_thread
 
@@ -17,16 +16,16 @@ from loopcore.config import RolloutTable
 from loopcore.deploy.assigning import OtherPlatform
 from loopcore.deploy.bringing import Bringer, Doing, Told
 from loopcore.deploy.conversion import Converters
-from loopcore.deploy.exchange import Patience
 from loopcore.deploy.gate import Gate, Run, gate_for
 from loopcore.deploy.identity import same_model
 from loopcore.deploy.modelstore import ModelStore
 from loopcore.deploy.notes import Notes
 from loopcore.deploy.reporting import Reporter
 from loopcore.deploy.rollout import Place, Rollout
-from loopcore.errors import BackendError, LoopcoreError, ModelError, PluginError
+from loopcore.errors import ModelError
 from loopcore.node.control_socket import Operations
-from loopcore.node.models import LOAD, Models
+from loopcore.node.enduring import Enduring
+from loopcore.node.models import Models
 from loopcore.plan import Plan
 from loopcore.types import Model, ModelInfo
 
@@ -47,13 +46,17 @@ class ThisNode:
         bringer: Brings them from the platform.
         formats: In which they may be, best first.
         gate: Which they must pass.
+        notes: Which of them took the node down.
         conditions: See `Place`.
     """
 
     name = "self"
 
-    def __init__(self, models: Models, bringer: Bringer, formats: Sequence[str], gate: Gate, conditions: str) -> None:
+    def __init__(
+        self, models: Models, bringer: Bringer, formats: Sequence[str], gate: Gate, notes: Notes, conditions: str
+    ) -> None:
         self.conditions = conditions
+        self._notes = notes
         self._models = models
         self._bringer = bringer
         self._formats = formats
@@ -70,14 +73,12 @@ class ThisNode:
     async def bring(self, wanted: ModelInfo, told: Told) -> None:
         self._brought = await self._bringer.bring(wanted, self._formats, told)
 
-    async def activate(self, wanted: ModelInfo, told: Told) -> None:
+    async def activate(self, wanted: ModelInfo, told: Told) -> bool:
         if self._brought is None:
             raise ModelError(f"{wanted.name} {wanted.version} is not here")
         told("checking")
-        try:
-            await self._models.follow(self._brought, self._gate)
-        except (BackendError, PluginError) as exc:
-            raise ModelError(f"{wanted.name} {wanted.version} cannot be used: {exc}", rule=LOAD) from exc
+        async with self._notes.trial(wanted, self.conditions):
+            return await self._models.follow(self._brought, self._gate)
 
     async def look_up(self, choice: str) -> Model:
         """The platform's model of a version, in the node's store."""
@@ -106,14 +107,16 @@ class Rolling:
         self._notes = Notes(plan.config.node.data_dir / "rollouts.json")
         self._rollouts: list[Rollout] = []
         self._reporters: list[Reporter] = []
+        self._restarts: list[Enduring] = []
         self._self: ThisNode | None = None
         self._ready = Event()
         if any(table.target == "self" for table in plan.config.rollouts):
             models.elsewhere = self._look_up
         models.watchers.append(self._woken)
+        models.rollouts = self._standing
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
-        """Roll out until cancelled.
+        """Roll out until cancelled, or until a platform asks for the node's restart.
 
         Raises:
             ConfigError: A platform lacks what a rollout needs.
@@ -127,14 +130,18 @@ class Rolling:
                 await tasks.start(rollout.run, name=f"rollout {rollout.status()['from']}")
             for reporter in self._reporters:
                 await tasks.start(reporter.run, name="report")
-            tasks.start_soon(self._catch_up, name="catch up")
+            for restart in self._restarts:
+                await tasks.start(restart.run, tasks.cancel_scope, name="restart")
             task_status.started()
 
     def operations(self) -> Operations:
         return {"forget_refused": self._forget}
 
     def status(self) -> Mapping[str, Any]:
-        return {"rollouts": [rollout.status() for rollout in self._rollouts]}
+        return {"rollouts": self._standing()}
+
+    def _standing(self) -> Sequence[Mapping[str, Any]]:
+        return [rollout.status() for rollout in self._rollouts]
 
     async def _forget(self) -> int:
         """Try models again that were refused; how many there were."""
@@ -151,12 +158,13 @@ class Rolling:
         self._rollouts.append(rollout)
         if table.target == "self":
             self._reporters.append(Reporter(table.source, target, self._status, every_s=table.report))
+            self._restarts.append(Enduring("restarts", table.source, partial(_heed, target)))
 
     async def _this_node(self, table: RolloutTable, registry: ModelRegistry) -> Place:
-        bringer = Bringer(table.source, registry, self._models.store, self._converters, self._notes)
+        bringer = self._bringer(table, registry, self._models.store)
         formats = (table.format,) if table.format else self._models.formats
         gate = gate_for(table.gate, self._run)
-        self._self = ThisNode(self._models, bringer, formats, gate, self._conditions(table))
+        self._self = ThisNode(self._models, bringer, formats, gate, self._notes, self._conditions(table))
         return self._self
 
     async def _other_platform(self, table: RolloutTable, registry: ModelRegistry) -> Place:
@@ -165,13 +173,17 @@ class Rolling:
             table.target,
             await self._capability(table, table.target, ModelRegistry),
             await self._capability(table, table.target, DeploymentTarget),
-            bringer=Bringer(table.source, registry, store, self._converters, self._notes),
+            bringer=self._bringer(table, registry, store),
             store=store,
             formats=(table.format,) if table.format else (),
             gate=gate_for(table.gate, to_thread.run_sync),
             notes=self._notes,
             conditions=self._conditions(table),
         )
+
+    def _bringer(self, table: RolloutTable, registry: ModelRegistry, store: ModelStore) -> Bringer:
+        refused = self._plan.hooks.model_refused
+        return Bringer(table.source, registry, store, self._converters, self._notes, refused)
 
     async def _capability(self, table: RolloutTable, name: str, kind: type[CapabilityT]) -> CapabilityT:
         found = await self._plan.capability(name, kind)
@@ -195,17 +207,6 @@ class Rolling:
             raise ModelError(f"no model of version {choice!r} is here")
         return await self._self.look_up(choice)
 
-    async def _catch_up(self) -> None:
-        """Get the version that was chosen where the node has started without it."""
-        patience, random = Patience(), Random()
-        while self._models.lacks_choice():
-            try:
-                await self._models.catch_up()
-            except LoopcoreError as exc:
-                level = logging.DEBUG if patience.failures else logging.WARNING
-                _log.log(level, "The chosen model cannot be had yet choice=%s error=%s", self._models.choice, exc)
-                await anyio.sleep(patience.wait_s(exc, random))
-
     def _changed(self) -> None:
         for reporter in self._reporters:
             reporter.changed()
@@ -214,6 +215,11 @@ class Rolling:
         for rollout in self._rollouts:
             rollout.wake()
         self._changed()
+
+
+async def _heed(target: DeploymentTarget, task_status: TaskStatus[None]) -> None:
+    task_status.started()
+    await target.restart_wanted()
 
 
 def _nobody(doing: Doing) -> None:

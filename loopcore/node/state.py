@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
-from anyio import to_thread
+from anyio import Lock, to_thread
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -51,6 +51,7 @@ class Settings:
     def __init__(self, data_dir: Path) -> None:
         self.state = State()
         self._data_dir = data_dir
+        self._changing = Lock()
 
     def load(self) -> None:
         """Take over what the disk has. Blocking.
@@ -67,9 +68,10 @@ class Settings:
             StorageError: The disk refused; the old state stands.
             ValidationError: A value is not what it should be, likewise.
         """
-        state = replace(self.state, **fields)
-        await to_thread.run_sync(save_state, self._data_dir, state)
-        self.state = state
+        async with self._changing:
+            state = replace(self.state, **fields)
+            await to_thread.run_sync(save_state, self._data_dir, state)
+            self.state = state
 
 
 def load_state(data_dir: Path) -> State:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 from collections.abc import AsyncGenerator, Mapping
@@ -76,7 +77,8 @@ async def call_driver(
     try:
         ours.setblocking(False)
         request = _request(driver, options, method, arguments, what, theirs.fileno())
-        stdin = json.dumps(sys.path).encode() + b"\n" + encode_message(request)
+        paths = [path or os.getcwd() for path in sys.path]  # noqa: PTH109 - where we are, not where the child will be
+        stdin = json.dumps(paths).encode() + b"\n" + encode_message(request)
         async with (
             _supervised(what, stdin, theirs, cwd=cwd, env=env, limits=limits, log=log, grace_s=grace_s) as process,
             await UNIXSocketStream.from_socket(ours) as stream,

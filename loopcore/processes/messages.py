@@ -9,7 +9,6 @@ from msgspec import Struct
 
 from loopcore.abc import Score
 
-REQUEST_BYTES = 64_000_000
 MESSAGE_BYTES = 4_000_000
 
 

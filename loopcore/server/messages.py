@@ -16,7 +16,7 @@ from loopcore.server import patience
 MESSAGE_BYTES = 64 * 1024 * 1024
 """The largest message: a 4K picture as an array is 25 MB, and uvicorn's own limit is 16 MiB."""
 
-HELD_BYTES = 8 * MESSAGE_BYTES
+HELD_BYTES = 4 * MESSAGE_BYTES
 """Of all connections together; who sends more while so much is held is cut off."""
 
 MAX_PIECES = 10_000
@@ -45,6 +45,8 @@ class PatientSocket(WebSocketsSansIOProtocol):
         self._hold(0)
         self._stop_waiting()
         super().connection_lost(exc)
+        self.conn.reader.buffer.clear()  # the connection is part of a circle, which is found late
+        self.frames = []
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)

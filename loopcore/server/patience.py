@@ -31,6 +31,7 @@ class PatientProtocol(HttpToolsProtocol):
         super().__init__(*arguments, **options)
         self._in_head = False
         self._head_bytes = 0
+        self._deadline: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._gone: set[CancelScope] = set()
 
@@ -41,7 +42,7 @@ class PatientProtocol(HttpToolsProtocol):
             transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_waiting()
+        self._end_waiting()
         super().connection_lost(exc)
         for limit in self._gone:
             limit.cancel()
@@ -53,11 +54,11 @@ class PatientProtocol(HttpToolsProtocol):
             self._head_bytes += len(data)
         if self._head_bytes > HEAD_BYTES:
             self.send_400_response("The head of the request is too large.")
-        elif self._timer is None and self._is_idle():
+        elif self._deadline is None and self._is_idle() and self.transport.get_protocol() is self:
             self._wait()  # uvicorn has dropped its own timer, and these bytes may be the last
 
     def handle_websocket_upgrade(self) -> None:
-        self._stop_waiting()
+        self._end_waiting()
         super().handle_websocket_upgrade()
 
     def on_message_begin(self) -> None:
@@ -83,16 +84,27 @@ class PatientProtocol(HttpToolsProtocol):
         return cycle is None or cycle.response_complete
 
     def _wait(self) -> None:
-        self._stop_waiting()
-        self._timer = self.loop.call_later(STILL_S, self._give_up)
+        self._deadline = self.loop.time() + STILL_S
+        if self._timer is None:
+            self._timer = self.loop.call_later(STILL_S, self._look)
 
     def _stop_waiting(self) -> None:
+        self._deadline = None
+
+    def _end_waiting(self) -> None:
+        self._deadline = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _give_up(self) -> None:
+    def _look(self) -> None:
+        """One timer looks now and then; one for each piece that comes would cost more than the rest of this class."""
+        self._timer = None
+        if self._deadline is None:
+            return
         if self.flow.read_paused:  # it is the application that lets the client wait
             self._wait()
+        elif self.loop.time() < self._deadline:
+            self._timer = self.loop.call_at(self._deadline, self._look)
         else:
             self.transport.abort()

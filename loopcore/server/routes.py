@@ -10,7 +10,6 @@ import msgspec
 from msgspec import Struct
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
@@ -27,6 +26,7 @@ from loopcore.errors import (
 )
 from loopcore.forms import read_form
 from loopcore.hookspecs import Mount, until_gone
+from loopcore.server.bodies import Bodies
 from loopcore.server.guard import Guard
 from loopcore.server.metrics import prometheus
 from loopcore.types import Encoded, Keep
@@ -68,32 +68,24 @@ def application(
             Route("/metrics", api.metrics),
         ],
         exception_handlers={LoopcoreError: _failed, HTTPException: _refused},
-        max_body_size=table.max_body,
     )
-    return Guard(_Dispatch(core, mounts, table.max_body), table)
+    return Guard(Bodies(_Dispatch(core, mounts), table.max_body), table)
 
 
 class _Dispatch:
     """Sends a request to the mount with the longest fitting path, else to the core. Mounts see the whole path."""
 
-    def __init__(self, core: ASGIApp, mounts: Sequence[Mount], max_body: int) -> None:
+    def __init__(self, core: ASGIApp, mounts: Sequence[Mount]) -> None:
         self._core = core
         self._exact = {mount.path: mount.app for mount in mounts}
         self._places = sorted(self._exact.items(), key=lambda place: len(place[0]), reverse=True)
-        self._max_body = max_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
-        app = self._exact.get(path) or next((app for place, app in self._places if path.startswith(place + "/")), None)
+        app = self._exact.get(path)
         if app is None:
-            app = self._core
-        elif scope["type"] == "http" and not _says_its_size(scope):  # a size that is said was checked by the guard
-            app = RequestBodyLimitMiddleware(app, self._max_body)
+            app = next((app for place, app in self._places if path.startswith(place + "/")), self._core)
         await app(scope, receive, send)
-
-
-def _says_its_size(scope: Scope) -> bool:
-    return any(name == b"content-length" for name, _ in scope["headers"])
 
 
 class _Api:

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from anyio import fail_after
+
 from loopcore.abc import ModelRegistry, StoredImage
 from loopcore.datasets import Picture, SnapshotWriter, read_snapshot, set_aside
 from loopcore.errors import (
@@ -25,7 +27,7 @@ from loopcore.errors import (
 from loopcore.files import inner_path, read_bounded
 from loopcore.imaging import check
 from loopcore.package import open_folder
-from loopcore.train.work import Work
+from loopcore.train.work import ANSWER_S, Work
 from loopcore.types import Annotation, ModelInfo
 
 _log = logging.getLogger(__name__)
@@ -52,7 +54,8 @@ async def collect(work: Work) -> None:
     if await work.run(_is_sound, work.snapshot):
         return
     store = work.queue.images(work.job)
-    ids = list(dict.fromkeys(await store.images(LABELLED)))
+    with fail_after(ANSWER_S):
+        ids = list(dict.fromkeys(await store.images(LABELLED)))
     if not ids:
         raise TrainingError("the platform has no labelled images for this training")
     got: dict[str, StoredImage] = {}
@@ -117,7 +120,8 @@ async def refetch(work: Work) -> None:
 
 
 async def _find(registry: ModelRegistry, base: str, formats: Sequence[str]) -> ModelInfo:
-    found = [info for info in await registry.list() if _is_called(info, base)]
+    with fail_after(ANSWER_S):
+        found = [info for info in await registry.list() if _is_called(info, base)]
     if not found:
         raise TrainingError(f"the platform has no model {base!r} to start from")
     fitting = [info for name in formats for info in found if info.format == name]

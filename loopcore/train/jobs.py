@@ -238,9 +238,12 @@ class JobWorker:
                 while not self._is_busy():
                     await self._arrived.wait()
                     self._arrived = Event()
-            if limit.cancelled_caught and not self._is_busy():
-                _log.info("There has been no job for %s s, and the trainer ends", self._terms.idle_exit)
-                return
+            if limit.cancelled_caught:
+                async with self._offers:  # one that is on its way is heard to its end
+                    self._is_open = self._is_busy()
+                if not self._is_open:
+                    _log.info("There has been no job for %s s, and the trainer ends", self._terms.idle_exit)
+                    return
             if self._work is not None:
                 await self._do(self._work)
             if self._terms.exit_after:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
-from anyio import create_memory_object_stream, create_task_group
+from anyio import create_memory_object_stream, create_task_group, fail_after
 from anyio.streams.memory import MemoryObjectSendStream
 from msgspec.structs import replace
 
@@ -27,7 +27,7 @@ from loopcore.files import inner_path, read_bounded, write_atomic
 from loopcore.imaging import decode, probe
 from loopcore.train.collecting import MAX_IMAGE_BYTES
 from loopcore.train.packages import open_packages
-from loopcore.train.work import Eyes, Work
+from loopcore.train.work import ANSWER_S, Eyes, Work
 from loopcore.types import Frame, FrameInfo, Model, Prediction
 
 _log = logging.getLogger(__name__)
@@ -83,7 +83,8 @@ async def report(work: Work) -> None:
     for index, file in enumerate(files[work.record.reported :], work.record.reported):
         work.tell(index / len(files))
         found = await work.run(_read, file)
-        await store.predictions(found, model)
+        with fail_after(ANSWER_S):
+            await store.predictions(found, model)
         await work.note(reported=index + 1)
 
 
@@ -107,7 +108,8 @@ async def _list_images(work: Work) -> Sequence[str]:
     listed = work.predictions / "images"
     if await work.run(listed.exists):
         return _List.decode(await work.run(read_bounded, listed, _MAX_BYTES))
-    ids = tuple(dict.fromkeys(await work.queue.images(work.job).images()))
+    with fail_after(ANSWER_S):
+        ids = tuple(dict.fromkeys(await work.queue.images(work.job).images()))
     await work.run(_write, work, listed, ids)
     return ids
 
@@ -136,8 +138,7 @@ async def _look(work: Work, backend: Backend, images: Sequence[StoredImage]) -> 
     size = max(1, min(work.kit.batch, backend.max_batch))
     there = [image for image in images if image.file is not None]
     for start in range(0, len(there), size):
-        batch = await work.run(_decode, work.images, backend, there[start : start + size])
-        found |= await _infer(work, backend, batch)
+        found |= await _infer(work, backend, await _decode(work, backend, there[start : start + size]))
     return found
 
 
@@ -179,19 +180,29 @@ def _call(backend: Backend, frames: Sequence[Frame]) -> Sequence[Prediction]:
     return predictions
 
 
-def _decode(folder: Path, backend: Backend, images: Sequence[StoredImage]) -> dict[str, Frame]:
-    frames = {}
-    for image in images:
-        try:
-            data = read_bounded(inner_path(folder, image.file or ""), MAX_IMAGE_BYTES)
-            header = probe(data)
-            pixels = decode(data, header=header, size=backend.decode_size(header.width, header.height))
-        except (FrameError, ModelError, StorageError) as exc:
-            _log.warning("An image of the platform cannot be looked at image=%s why=%s", image.id, exc)
-            continue
-        info = FrameInfo(width=header.width, height=header.height, time=datetime.now(UTC))
-        frames[image.id] = Frame(info=info, pixels=pixels)
-    return frames
+async def _decode(work: Work, backend: Backend, images: Sequence[StoredImage]) -> dict[str, Frame]:
+    """All at once, as far as there are threads; in order, without those that are no pictures."""
+    frames: dict[str, Frame | None] = dict.fromkeys(image.id for image in images)
+
+    async def one(image: StoredImage) -> None:
+        frames[image.id] = await work.run(_frame, work.images, backend, image)
+
+    async with create_task_group() as tasks:
+        for image in images:
+            tasks.start_soon(one, image)
+    return {image: frame for image, frame in frames.items() if frame is not None}
+
+
+def _frame(folder: Path, backend: Backend, image: StoredImage) -> Frame | None:
+    try:
+        data = read_bounded(inner_path(folder, image.file or ""), MAX_IMAGE_BYTES)
+        header = probe(data)
+        pixels = decode(data, header=header, size=backend.decode_size(header.width, header.height))
+    except (FrameError, ModelError, StorageError) as exc:
+        _log.warning("An image of the platform cannot be looked at image=%s why=%s", image.id, exc)
+        return None
+    info = FrameInfo(width=header.width, height=header.height, time=datetime.now(UTC))
+    return Frame(info=info, pixels=pixels)
 
 
 @asynccontextmanager

@@ -33,8 +33,9 @@ RETRY_S = 5.0
 MAX_RETRY_S = 300.0
 """… and no longer than this, give or take a fifth."""
 
-FATAL = (TrainingError, RejectedError, ConfigError)
-"""What trying again cannot mend."""
+FATAL = (TrainingError, ConfigError)
+"""What trying again cannot mend; and, while a model is published, that the platform refuses it. Every other refusal may
+be a proxy's, or a person's to mend: until then the job waits, says why, and can be aborted."""
 
 STEPS: dict[JobStep, Callable[[Work], Awaitable[None]]] = {
     JobStep.COLLECTING: collect,
@@ -57,21 +58,22 @@ async def work_off(work: Work) -> str | None:
     try:
         while (step := work.record.following()) is not JobStep.ENDED:
             work.begin(step)
-            await _insist(work, STEPS[step])
+            await _insist(work, step)
             await _until_noted(work, step, None)
-    except FATAL as exc:
+    except (*FATAL, RejectedError) as exc:
         error = str(exc)
     work.fail(error)
     await _until_noted(work, JobStep.ENDED, error)
     return error
 
 
-async def _insist(work: Work, step: Callable[[Work], Awaitable[None]]) -> None:
+async def _insist(work: Work, step: JobStep) -> None:
+    fatal = (*FATAL, RejectedError) if step is JobStep.PUBLISHING else FATAL
     failures = 0
     while True:
         try:
-            await _attempt(work, step)
-        except FATAL:
+            await _attempt(work, STEPS[step])
+        except fatal:
             raise
         except LoopcoreError as exc:
             failures += 1

@@ -20,6 +20,12 @@ from loopcore.types import Model
 
 ResultT = TypeVar("ResultT")
 
+ANSWER_S = 600.0
+"""How long a platform may take for an answer; for pictures and models its driver knows better."""
+
+MAX_MESSAGE = 1_000
+"""Of what a trainer says, so many characters are shown."""
+
 
 class Train(Protocol):
     """Runs the trainer, in a process of its own; the arguments are those of `Trainer.train`.
@@ -169,7 +175,7 @@ class Work:
     def tell(self, progress: float | None = None, message: str | None = None) -> None:
         """How far the step is: `progress` is 0 to 1."""
         self._progress = progress
-        self._message = self._message if message is None else message
+        self._message = self._message if message is None else message[:MAX_MESSAGE]
         self._changed()
 
     def fail(self, error: str | None) -> None:

@@ -57,6 +57,13 @@ WRONG = {
     "open door for any name": Wrong(
         NODE + '[server]\nallowed_hosts = ["*"]\n', 4, "server.allowed_hosts[0]", "expected a 'token' too"
     ),
+    "slot in no folder": Wrong(
+        NODE + '[trainer]\ndriver = "command"\nslot = "nowhere/slot"\n', 5, "trainer.slot", "there is no folder"
+    ),
+    "idle for no time": Wrong(
+        NODE + '[trainer]\ndriver = "command"\nidle_exit = 0\n', 5, "trainer.idle_exit", "more than 0 s"
+    ),
+    "batch of nothing": Wrong(NODE + '[trainer]\ndriver = "command"\nbatch = 0\n', 5, "trainer.batch", "expected"),
     "two backends": Wrong(
         NODE + '[[backend]]\ndriver = "onnx"\n[[backend]]\ndriver = "onnx"\n', 5, "backend[1]", "expected one table"
     ),

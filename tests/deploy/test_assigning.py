@@ -48,12 +48,16 @@ class Bench:
         self.notes = Notes(folder / "notes.json")
         self.notes.load()
         store = ModelStore(folder / "passing")
+
+        async def refused(model: ModelInfo, why: str) -> None:
+            raise AssertionError(f"{model.version}: {why}")
+
         converters = Converters(Registry(installed=False), folder / "converting")
         self.place = OtherPlatform(
             "device",
             self._of(ModelRegistry),
             self._of(DeploymentTarget),
-            bringer=Bringer("acme", self.here.models, store, converters, self.notes),
+            bringer=Bringer("acme", self.here.models, store, converters, self.notes, refused),
             store=store,
             formats=(),
             gate=gate_for(GateTable(**gate), to_thread.run_sync),

@@ -35,11 +35,15 @@ class Bench:
         self.models = models or MemoryModels()
         self.store = ModelStore(folder / "models")
         self.heard: list[Doing] = []
+        self.refused: list[str] = []
         named = {f"{one.source}-to-{one.target}": one for one in converters}
         notes = Notes(folder / "notes.json")
         notes.load()
         chains = Converters(Registry({"converter": named}, installed=False), folder / "converting")
-        self.bringer = Bringer("acme", self.models, self.store, chains, notes)
+        self.bringer = Bringer("acme", self.models, self.store, chains, notes, self._refuse)
+
+    async def _refuse(self, model: ModelInfo, why: str) -> None:
+        self.refused.append(f"{model.version}: {why}")
 
     async def publish(self, **fields: object) -> ModelInfo:
         count = len(await self.models.list())
@@ -195,6 +199,7 @@ async def test_a_conversion_that_fails_is_not_tried_again_even_after_a_restart(t
         assert caught.value.rule == "conversion"
         assert each.left == []
     assert len(bench.models.fetched) == 1
+    assert [why.partition(":")[0] for why in bench.refused] == ["1"]
 
 
 async def test_a_model_that_could_not_be_converted_is_fetched_when_its_format_comes(tmp_path: Path) -> None:
@@ -233,3 +238,17 @@ async def test_a_model_in_two_formats_is_one_choice(bench: Bench) -> None:
     for name in ("a", "b"):
         await bench.publish(format=name, content=name.encode(), extra=ACME)
     assert (await bench.bringer.meant("1")).version == "1"
+
+
+async def test_models_that_never_serve_do_not_pile_up(bench: Bench) -> None:
+    for number in range(6):
+        await bench.bring(await bench.publish(version=str(number), content=str(number).encode()), "null")
+    assert [model.info.version for model in bench.store.list()] == ["5", "4", "3"]
+
+
+async def test_what_a_crash_has_left_of_a_model_that_is_here_is_cleared_away(bench: Bench) -> None:
+    wanted = await bench.publish()
+    model = await bench.bring(wanted, "null")
+    (bench.store.arrival("0" * 32) / "weights.bin").write_bytes(b"weights")
+    assert await bench.bring(wanted, "null") == model
+    assert bench.left == []

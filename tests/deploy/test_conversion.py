@@ -123,7 +123,7 @@ async def test_each_step_reads_what_the_last_one_wrote_and_the_model_keeps_its_n
     assert made.info.labels == ("cat", "dog")
     assert made.info.extra == {"acme": {"id": "x"}, "origin": [source.info.id]}
     assert heard == [0.0, 0.25, 0.5, 0.75]
-    assert not (tmp_path / "converting").exists()
+    assert list((tmp_path / "converting").iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ async def test_a_step_that_fails_is_named_with_its_reason_and_leaves_nothing(
         async with converters.converted(source, chain(driver)):
             pass
     assert caught.value.rule == RULE
-    assert not (tmp_path / "converting").exists()
+    assert list((tmp_path / "converting").iterdir()) == []
 
 
 async def test_a_conversion_that_is_given_up_ends_its_process_and_leaves_nothing(
@@ -163,7 +163,7 @@ async def test_a_conversion_that_is_given_up_ends_its_process_and_leaves_nothing
             tasks.start_soon(convert)
             await begun.wait()
             tasks.cancel_scope.cancel()
-    assert not (tmp_path / "converting").exists()
+    assert list((tmp_path / "converting").iterdir()) == []
 
 
 async def test_what_a_crash_has_left_is_gone_with_the_next_conversion(

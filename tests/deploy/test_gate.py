@@ -10,7 +10,7 @@ from anyio import to_thread
 
 from loopcore.config import GateTable
 from loopcore.deploy.gate import Gate, Verdict, WarmUp, gate_for
-from loopcore.errors import BackendError, ModelError, PluginError
+from loopcore.errors import BackendError, IntegrityError, ModelError, NotReadyError, PluginError
 from loopcore.options import Options
 from loopcore.testing import FixedBackend, NullBackend, make_model
 from loopcore.types import Box, Classification, Detection, Frame, Model, Point, Prediction, Segmentation
@@ -31,7 +31,12 @@ class Finding(NullBackend):
 
 class Failing(NullBackend):
     def infer(self, frames: Sequence[Frame]) -> Sequence[Prediction]:
-        raise BackendError("out of memory")
+        raise BackendError("shapes do not fit")
+
+
+class Cramped(NullBackend):
+    def infer(self, frames: Sequence[Frame]) -> Sequence[Prediction]:
+        raise NotReadyError("no room")
 
 
 class Silent(NullBackend):
@@ -54,13 +59,24 @@ async def test_a_sound_model_passes_every_rule(model: Model) -> None:
     assert await gate().test(backend) == [Verdict("warm-up", passed=True)]
 
 
-async def test_a_changed_file_is_refused_by_name(model: Model) -> None:
+async def test_a_changed_file_is_named_and_says_nothing_of_the_model(model: Model) -> None:
     (model.path / "weights.bin").write_bytes(b"other")
-    with pytest.raises(
-        ModelError, match=r"the rule 'files' refuses made 1: weights.bin of made 1 has another size"
-    ) as caught:
+    with pytest.raises(IntegrityError, match=r"weights.bin of made 1 has another size") as caught:
+        await gate().look(model)
+    assert caught.value.rule is None
+
+
+async def test_a_link_in_place_of_a_file_is_refused(model: Model, tmp_path: Path) -> None:
+    (model.path / "weights.bin").rename(tmp_path / "elsewhere")
+    (model.path / "weights.bin").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ModelError, match=r"the rule 'files' refuses made 1: .* is a link") as caught:
         await gate().look(model)
     assert caught.value.rule == "files"
+
+
+async def test_a_device_without_room_says_nothing_of_the_model(model: Model) -> None:
+    with pytest.raises(NotReadyError, match="no room"):
+        await gate().test(Cramped(Options(), model))
 
 
 async def test_a_model_without_the_labels_that_are_needed_is_refused(model: Model) -> None:
@@ -88,7 +104,7 @@ async def test_numbers_that_are_not_finite_are_refused(model: Model, found: Dete
 
 
 async def test_a_model_that_fails_its_warm_up_is_refused_with_the_reason(model: Model) -> None:
-    with pytest.raises(ModelError, match="out of memory") as caught:
+    with pytest.raises(ModelError, match="shapes do not fit") as caught:
         await gate().test(Failing(Options(), model))
     assert caught.value.rule == "warm-up"
 
@@ -100,6 +116,7 @@ async def test_a_backend_that_gives_no_answer_is_to_blame_and_not_the_model(mode
 
 async def test_no_rule_is_asked_after_a_refusal(model: Model) -> None:
     (model.path / "weights.bin").unlink()
+    (model.path / "weights.bin").symlink_to(model.path / "model.json")
     with pytest.raises(ModelError) as caught:
         await gate(labels=("fox",)).look(model)
     assert caught.value.rule == "files"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import anyio
 import pytest
+from anyio import CancelScope
 from msgspec.structs import replace
 
 from loopcore.deploy import notes as module
@@ -79,3 +81,42 @@ async def test_the_oldest_notes_make_room(tmp_path: Path, monkeypatch: pytest.Mo
     for condition in "abcd":
         await notes.refuse(MODEL, condition, WHY)
     assert [notes.refusal(MODEL, condition) is None for condition in "abcd"] == [True, False, False, False]
+
+
+async def tried(path: Path, *, dies: bool) -> None:
+    """One life of a node that tries the model; where it dies, only the disk knows of it."""
+    async with reopened(path).trial(MODEL, "here"):
+        content = path.read_bytes()
+    if dies:
+        path.write_bytes(content)
+
+
+async def test_a_model_that_takes_the_process_down_twice_is_not_tried_a_third_time(tmp_path: Path) -> None:
+    path = tmp_path / "notes.json"
+    for _ in range(2):
+        await tried(path, dies=True)
+    with pytest.raises(ModelError, match="has died 2 times in a row while it tried gate 1") as caught:
+        await tried(path, dies=False)
+    assert caught.value.rule == "survival"
+    await reopened(path).forget()
+    await tried(path, dies=False)
+
+
+async def test_a_model_that_was_survived_once_starts_anew(tmp_path: Path) -> None:
+    path = tmp_path / "notes.json"
+    for dies in (True, False, True, False):
+        await tried(path, dies=dies)
+
+
+async def test_a_node_that_is_stopped_during_a_trial_has_not_died(tmp_path: Path) -> None:
+    path = tmp_path / "notes.json"
+    for _ in range(3):
+        with CancelScope() as scope:
+            async with reopened(path).trial(MODEL, "here"):
+                scope.cancel()
+                await anyio.sleep_forever()
+
+
+async def test_a_long_reason_is_kept_short(tmp_path: Path) -> None:
+    refusal = await reopened(tmp_path / "notes.json").refuse(MODEL, "here", ModelError("x" * 10_000_000, rule="load"))
+    assert len(refusal.why) == 2000

@@ -15,7 +15,16 @@ from loopcore.deploy.bringing import Told
 from loopcore.deploy.identity import same_model
 from loopcore.deploy.notes import Notes
 from loopcore.deploy.rollout import Rollout
-from loopcore.errors import AuthError, ConversionError, LoopcoreError, ModelError, RetryableError, StorageError
+from loopcore.errors import (
+    AuthError,
+    ConversionError,
+    LoopcoreError,
+    ModelError,
+    NotReadyError,
+    PluginError,
+    RetryableError,
+    StorageError,
+)
 from loopcore.testing.platform import MemoryDeployment, MemoryModels
 from loopcore.types import ModelInfo
 
@@ -54,12 +63,13 @@ class Shelf:
         await self.go_on.wait()
         self._trouble("bring")
 
-    async def activate(self, wanted: ModelInfo, told: Told) -> None:
+    async def activate(self, wanted: ModelInfo, told: Told) -> bool:
         self.diary.append(f"activate {wanted.extra['acme']['id']}")
         told("checking")
         self._trouble("activate")
         if self.shut is None:
             self.live = wanted
+        return self.live == wanted
 
     def _trouble(self, step: str) -> None:
         if self.troubles[step]:
@@ -69,14 +79,14 @@ class Shelf:
 class Bench:
     """A rollout at work, and what is around it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, every_s: float) -> None:
         self.target = MemoryDeployment(MemoryModels())
         self.place = Shelf()
         self.notes = Notes(folder / "notes.json")
         self.notes.load()
         self.states: list[str] = []
         self._changed = anyio.Event()
-        self.rollout = Rollout("acme", self.target, self.place, every_s=3600, notes=self.notes, changed=self._note)
+        self.rollout = Rollout("acme", self.target, self.place, every_s=every_s, notes=self.notes, changed=self._note)
 
     def _note(self) -> None:
         if not self.states or self.states[-1] != self.rollout.showing.state:
@@ -98,9 +108,9 @@ class Bench:
 
 @asynccontextmanager
 async def rolling(
-    folder: Path, wanted: ModelInfo | None = None, **troubles: list[LoopcoreError]
+    folder: Path, wanted: ModelInfo | None = None, *, every_s: float = 3600, **troubles: list[LoopcoreError]
 ) -> AsyncGenerator[Bench]:
-    bench = Bench(folder)
+    bench = Bench(folder, every_s)
     bench.target.wanted = wanted
     bench.place.troubles |= troubles
     with fail_after(10):
@@ -253,3 +263,58 @@ async def test_a_platform_that_breaks_its_contract_ends_nothing(tmp_path: Path) 
         bench.rollout.wake()
         await bench.until("failed")
         assert bench.rollout.status()["error"] == "the platform 'acme' failed: KeyError('version')"
+
+
+@pytest.mark.parametrize(
+    "trouble", [NotReadyError("no room"), PluginError("the device is lost"), ModelError("damaged")]
+)
+async def test_what_may_pass_is_no_refusal_and_is_tried_again(tmp_path: Path, trouble: LoopcoreError) -> None:
+    async with rolling(tmp_path, info("x"), activate=[trouble]) as bench:
+        await bench.until("failed")
+        assert bench.notes.refusal(info("x"), "any") is None
+        await bench.turn()
+        assert bench.rollout.showing.state == "current"
+
+
+async def test_a_model_that_fails_rests_and_does_not_hold_up_the_one_that_is_wanted_next(tmp_path: Path) -> None:
+    async with rolling(tmp_path, info("x"), every_s=0.01, activate=[NotReadyError("no room")]) as bench:
+        await bench.until("failed")
+        for _ in range(3):
+            bench.target.asked = anyio.Event()
+            await bench.target.asked.wait()
+        assert bench.place.diary == ["bring x", "activate x"]
+        bench.target.wanted = info("y")
+        await bench.until("current")
+        assert bench.place.live == info("y")
+
+
+class Flipping(MemoryDeployment):
+    """Wants another model whenever it is asked."""
+
+    count = 0
+
+    async def target(self) -> ModelInfo | None:
+        self.count += 1
+        self.wanted = info(f"{self.count % 2}")
+        return await super().target()
+
+
+async def test_a_target_that_changes_with_every_question_is_not_run_after(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, every_s=3600)
+    bench.rollout._target = flipping = Flipping(MemoryModels())
+    with fail_after(10):
+        async with create_task_group() as tasks:
+            await tasks.start(bench.rollout.run)
+            await bench.until("failed")
+            await anyio.wait_all_tasks_blocked()
+            tasks.cancel_scope.cancel()
+    assert bench.place.diary == ["bring 1", "bring 0", "bring 1"]
+    assert flipping.count == 3
+    assert "wants another model whenever one has come" in str(bench.rollout.showing.error)
+
+
+async def test_a_target_with_an_endless_version_is_not_remembered_or_shown(tmp_path: Path) -> None:
+    async with rolling(tmp_path, info("x", version="9" * 10_000_000)) as bench:
+        await bench.until("failed")
+        assert bench.rollout.status()["target"] is None
+        assert len(str(bench.rollout.status())) < 500

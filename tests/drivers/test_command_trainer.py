@@ -80,7 +80,9 @@ def train(snapshot: Snapshot, workdir: Path) -> Callable[..., Path]:
         report: Reports | None = None,
         stop: Callable[[], bool] = lambda: False,
     ) -> Path:
-        return trainer.train(snapshot.path, base, parameters or {}, workdir, report or Reports(), stop)
+        return trainer.train(
+            snapshot.path, base, parameters or {}, workdir, Reports() if report is None else report, stop
+        )
 
     return run
 

@@ -227,7 +227,7 @@ async def test_mock_annotator_serves_the_people_of_a_loop(tmp_path: Path, python
 
 @pytest.mark.anyio
 async def test_mock_trainer_trains_for_a_loop(tmp_path: Path, python: Path) -> None:
-    """From `begin_training` to what the model finds on the Loop's images: the backend of `mock_detector` looks at them."""
+    """From `begin_training` to what the model finds on the Loop's images, with the backend of `mock_detector`."""
     async with LoopServer(accounts={"me": "krill"}) as loop, node(python, "mock_trainer", tmp_path, loop):
         assert (await loop.sockets.begin_training(loop.demo, 7))["success"] is True
         (upload,) = await loop.model_uploads.wait(1, within=40)

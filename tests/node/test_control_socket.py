@@ -190,3 +190,38 @@ async def test_silent_node_is_given_up(tmp_path: Path, monkeypatch: pytest.Monke
 async def test_no_node_no_answer(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="does not answer"):
         await ask(tmp_path, "add", {})
+
+
+@pytest.mark.parametrize("operation", ["shout", "flood"])
+async def test_command_that_does_not_listen_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    monkeypatch.setattr(control_socket, "CALL_S", 0.05)
+    ended = Event()
+
+    async def shout() -> str:
+        return "x" * 10_000_000
+
+    async def flood(tell: Tell) -> None:
+        try:
+            while True:
+                await tell({"done": "x" * 100_000})
+        finally:
+            ended.set()
+
+    operations: Operations = {"shout": shout, "flood": LongOperation(flood)}
+    async with serving(tmp_path, operations), await connect_unix(tmp_path / SOCKET) as stream:
+        await stream.send(f'{{"operation": "{operation}"}}\n'.encode())
+        if operation == "flood":
+            await ended.wait()
+        else:
+            with suppress(anyio.BrokenResourceError):
+                while not await _is_closed(stream):
+                    pass
+
+
+async def _is_closed(stream: SocketStream) -> bool:
+    """Whether the other side has hung up, without hearing it out."""
+    await anyio.lowlevel.checkpoint()
+    await stream.send(b" ")
+    return False

@@ -13,7 +13,7 @@ from anyio import create_task_group, fail_after
 
 from loopcore import config
 from loopcore.abc import Converter, ModelRegistry
-from loopcore.deploy.conversion import Converters
+from loopcore.deploy.conversion import Chain, Converters, Step
 from loopcore.errors import ConfigError, RejectedError, RetryableError
 from loopcore.node.converting import Converting, lacking
 from loopcore.options import Options
@@ -44,6 +44,7 @@ class Shelf(MemoryModels):
         self.listed = anyio.Event()
         self.published = anyio.Event()
         self.refuses = False
+        self.damages = 0
         self.breaks = 0
         self.broke = anyio.Event()
 
@@ -52,6 +53,12 @@ class Shelf(MemoryModels):
             return await super().list()
         finally:
             self.listed.set()
+
+    async def fetch(self, info: ModelInfo, format: str, into: Path) -> None:
+        await super().fetch(info, format, into)
+        if self.damages:
+            self.damages -= 1
+            (into / "weights.bin").write_bytes(b"rot")
 
     async def publish(self, package: Model, job: str | None = None) -> ModelInfo:
         if self.refuses:
@@ -212,8 +219,8 @@ async def test_nothing_is_left_on_the_disk(work: Working, shelf: Shelf, tmp_path
     await shelf.put("1")
     async with work(RawToNull) as at_work:
         await at_work.look()
-    assert [path.name for path in (tmp_path / "passing" / "conversions").iterdir()] == []
-    assert not (tmp_path / "converting").exists()
+    assert list((tmp_path / "passing" / "conversions-0").iterdir()) == []
+    assert list((tmp_path / "converting").iterdir()) == []
 
 
 async def test_a_platform_without_models_ends_the_start(tmp_path: Path) -> None:
@@ -234,3 +241,23 @@ async def test_a_platform_without_models_ends_the_start(tmp_path: Path) -> None:
 def test_a_model_without_a_version_is_nobody_s_to_choose() -> None:
     models = [ModelInfo(name="m", version=version, format="raw") for version in ("", "1")]
     assert lacking(models, "raw", "null") == models[1:]
+
+
+async def test_a_download_that_comes_damaged_is_no_refusal_and_comes_again(work: Working, shelf: Shelf) -> None:
+    await shelf.put("1")
+    shelf.damages = 1
+    async with work(RawToNull) as at_work:
+        await at_work.look()
+        assert at_work.status["refused"] == []
+        await at_work.look()
+    assert await shelf.formats() == {"1": {"raw", "null"}}
+
+
+async def test_an_upload_that_fails_holds_up_no_other_conversion(tmp_path: Path, shelf: Shelf) -> None:
+    converters = Converters(Registry(installed=False), tmp_path / "converting")
+    source = make_model(tmp_path / "raw", format="raw")
+    chain = Chain((Step("raw-to-null", RawToNull),))
+    with fail_after(30):
+        async with converters.converted(source, chain) as made, converters.converted(source, chain) as another:
+            assert made.path != another.path
+            assert (made.path / "weights.bin").read_bytes() == (another.path / "weights.bin").read_bytes()

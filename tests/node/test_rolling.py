@@ -425,3 +425,12 @@ async def test_a_platform_that_names_no_target_cannot_be_followed(roll: Start, a
     ):
         async with roll({"platform": {"acme": Mute}}):
             pass
+
+
+async def test_the_node_ends_when_the_platform_asks_for_its_restart(roll: Start, acme: Acme) -> None:
+    asked = anyio.Event()
+    acme.deployment.restart_wanted = asked.wait
+    async with roll() as running:
+        assert (await running.client.get("/status")).status_code == 200
+        asked.set()
+        await running.ended.wait()

@@ -70,7 +70,7 @@ class Program(AsyncContextManagerMixin):
     async def kill(self) -> None:
         """As a power cut does."""
         with anyio.CancelScope(shield=True):
-            if self._process.returncode is None:
+            if self._process.returncode is None and not self._silent:
                 self._process.kill()
             await self._process.wait()
 

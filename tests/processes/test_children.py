@@ -140,6 +140,13 @@ async def test_memory_has_an_end(tmp_path: Path) -> None:
 
 
 @linux
+async def test_memory_that_is_only_reserved_does_not_count(tmp_path: Path) -> None:
+    """As GPUs' drivers do: tens of gigabytes of addresses, without the right to touch them."""
+    code = "import mmap; m = mmap.mmap(-1, 1 << 35, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=0); print(len(m))"
+    assert await run(code, tmp_path, limits=Limits(memory=50_000_000)) == (0, [str(1 << 35)])
+
+
+@linux
 async def test_no_new_privileges_and_dies_before_us(tmp_path: Path) -> None:
     code = "print(*(open('/proc/self/status').read().split())); print(open('/proc/self/oom_score_adj').read())"
     _, lines = await run(code, tmp_path)

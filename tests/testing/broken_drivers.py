@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import random
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 import anyio
 import httpx
@@ -18,12 +20,14 @@ import pytest
 from anyio.abc import TaskStatus
 from msgspec import Struct, structs
 
-from loopcore.abc import DeploymentTarget, ModelRegistry, Selector, Service, Sink, Source
-from loopcore.errors import BusyError, FrameError, NotReadyError
+from loopcore.abc import DeploymentTarget, ModelRegistry, Report, Score, Selector, Service, Sink, Source
+from loopcore.errors import BusyError, FrameError, NotReadyError, TrainingError
 from loopcore.options import Options
+from loopcore.package import write_package
 from loopcore.testing import (
     BackendSuite,
     FixedBackend,
+    FixedTrainer,
     HttpSinkSuite,
     LoopbackServer,
     MemoryPlatform,
@@ -34,6 +38,7 @@ from loopcore.testing import (
     SelectorSuite,
     SinkSuite,
     SourceSuite,
+    TrainerSuite,
     make_jpeg,
 )
 from loopcore.testing.platform import MemoryDeployment, MemoryModels
@@ -255,6 +260,42 @@ class TestEagerBackend(Backends):
         def __init__(self, options: Options, model: Model) -> None:
             super().__init__(options, model)
             list(model.path.iterdir())
+
+
+class TestCarelessTrainer(TrainerSuite):
+    class driver(FixedTrainer):  # noqa: N801
+        """Dices, writes into the snapshot, forgets the labels and its score, and takes a wish to stop for an end."""
+
+        def train(
+            self,
+            snapshot: Path,
+            base: Path | None,
+            parameters: Mapping[str, Any],
+            workdir: Path,
+            report: Report,
+            stop: Callable[[], bool],
+        ) -> Path:
+            if (workdir / "begun").exists():
+                report(0.5)
+            else:
+                (workdir / "begun").touch()
+                report(0.0, score=Score(epoch=0))
+            pause = Event()
+            for _ in range(50 if parameters.get("slow") else 0):
+                if stop():
+                    raise TrainingError("it was stopped")
+                pause.wait(0.02)
+            package = workdir / "package"
+            package.mkdir(exist_ok=True)
+            (package / "model.txt").write_text(str(random.random()))
+            with (snapshot / "snapshot.json").open("a") as file:
+                file.write(" ,")
+            write_package(package, ModelInfo(name="careless", version="1", format="null", labels=("dog",)))
+            return package
+
+    @pytest.fixture
+    def parameters(self, request: pytest.FixtureRequest) -> Mapping[str, Any]:
+        return {"slow": "stop" in request.node.name or "killed" in request.node.name}
 
 
 class TestMistakingPlatform(PlatformSuite):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -14,6 +15,7 @@ from loopcore.testing import (
     AlwaysSelector,
     BackendSuite,
     FixedBackend,
+    FixedTrainer,
     MemoryPlatform,
     MemorySink,
     MemorySource,
@@ -23,6 +25,7 @@ from loopcore.testing import (
     SelectorSuite,
     SinkSuite,
     SourceSuite,
+    TrainerSuite,
     make_sample,
 )
 from loopcore.types import Encoded, Frame, Model, ModelInfo
@@ -88,6 +91,14 @@ class TestNullBackend(Backends):
     async def test_something_is_found(self, make: Callable[[], NullBackend], frames: list[Frame]) -> None:
         async with make() as backend:
             assert not any(one.detections for one in backend.infer(frames))
+
+
+class TestFixedTrainer(TrainerSuite):
+    driver = FixedTrainer
+
+    @pytest.fixture
+    def table(self) -> Mapping[str, Any]:
+        return {"steps": 2, "formats": ["null", "other"]}
 
 
 class TestAlwaysSelector(SelectorSuite):

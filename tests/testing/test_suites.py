@@ -39,6 +39,14 @@ FINDS = {
     "TestScaledBackend": {"test_places_are_in_pixels_of_the_original"},
     "TestScribblingBackend": {"test_pixels_are_not_written_to"},
     "TestEagerBackend": {"test_constructor_does_not_look_for_the_model"},
+    "TestCarelessTrainer": {
+        "test_model_is_a_package_of_the_snapshot_s_labels_inside_the_work_folder",
+        "test_same_snapshot_gives_the_same_model_and_stays_as_it_is",
+        "test_training_that_was_killed_goes_on",
+        "test_finished_training_is_not_done_again_in_vain",
+        "test_training_that_is_to_stop_keeps_its_best_model",
+        "test_damaged_snapshot_is_a_training_error",
+    },
     "TestMistakingPlatform": {
         "test_a_model_that_is_not_there_is_a_model_error",
         "test_a_format_that_is_not_there_is_a_model_error",

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import anyio
 import pytest
 from msgspec.structs import replace
 from train.world import CAT, World
@@ -17,7 +18,7 @@ from loopcore.package import write_package
 from loopcore.testing import make_jpeg
 from loopcore.types import Box, ModelInfo
 
-from .conftest import Bench, offered, until_over
+from .conftest import Bench, offered, until, until_over
 
 pytestmark = pytest.mark.anyio
 
@@ -66,6 +67,18 @@ async def test_labels_that_the_job_is_not_about_are_left_out(bench: Bench) -> No
 async def test_job_without_labels_takes_those_that_were_annotated(bench: Bench) -> None:
     await images_seen(bench, labels=())
     assert read_snapshot(bench.job_folder() / "snapshot").labels == ("cat",)
+
+
+async def test_platform_that_does_not_answer_is_asked_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loopcore.train.collecting.ANSWER_S", 0.01)
+    bench.world.faults["images of complete"] = [anyio.sleep_forever]
+    async with bench.worker() as desk:
+        await offered(desk, bench.world.job())
+        await until(desk, lambda: (state := desk.state()) is not None and state.error is not None)
+        state = desk.state()
+        assert state is not None
+        assert state.error == "the platform 'loop' has not answered in time"
+        assert await until_over(desk) is None
 
 
 async def test_missing_and_broken_images_are_counted(bench: Bench) -> None:

@@ -131,6 +131,8 @@ async def test_step_that_fails_is_tried_again_and_says_why(bench: Bench) -> None
     errors = [RetryableError("no route"), StorageError("disk full"), AuthError("who are you?"), PluginError("odd")]
     for point in POINTS:
         unforeseen = [] if point in {"step", "trained"} else [KeyError("a platform's bug"), TimeoutError(), OSError(5)]
+        if unforeseen and not point.startswith("publish"):
+            unforeseen.append(RejectedError("a proxy's whim", status=409))
         bench.world.faults[point] = [*unforeseen, *errors, looking(point)]
     async with bench.worker() as desk:
         await offered(desk, bench.world.job(base=JOB_BASE))
@@ -141,7 +143,7 @@ async def test_step_that_fails_is_tried_again_and_says_why(bench: Bench) -> None
 
 @pytest.mark.parametrize("point", [point for point in POINTS if point != "score"])
 async def test_error_that_trying_cannot_mend_ends_the_job_and_stays_visible(bench: Bench, point: str) -> None:
-    error = TrainingError("no") if POINTS.index(point) % 2 else RejectedError("no", status=404)
+    error = RejectedError("no", status=404) if point.startswith("publish") else TrainingError("no")
     bench.world.faults[point] = [error]
     async with bench.worker() as desk:
         await offered(desk, bench.world.job(base=JOB_BASE))
@@ -159,7 +161,7 @@ async def test_error_that_trying_cannot_mend_ends_the_job_and_stays_visible(benc
 
 
 async def test_failed_job_makes_way_for_the_next(bench: Bench) -> None:
-    bench.world.faults["predictions"] = [RejectedError("no")]
+    bench.world.faults["predictions"] = [TrainingError("no")]
     async with bench.worker() as desk:
         await offered(desk, bench.world.job(base=JOB_BASE))
         assert await until_over(desk) is not None

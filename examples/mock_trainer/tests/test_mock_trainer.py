@@ -23,7 +23,7 @@ class TestMockTrainer(TrainerSuite):
 
     @pytest.fixture
     def table(self) -> Mapping[str, Any]:
-        return {"takes": 0.5, "every": 0.1}
+        return {"takes": 0.2, "every": 0.1}
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ class Listener:
 def train(snapshot: Path, listener: Listener, **options: Any) -> Path:
     work = snapshot.parent / "work"
     work.mkdir(exist_ok=True)
-    trainer = MockTrainer(MockOptions(**{"takes": Duration(0.2), "every": Duration(0.1)} | options))
+    trainer = MockTrainer(MockOptions(**{"takes": Duration(0.05), "every": Duration(0.02)} | options))
     return trainer.train(snapshot, None, {}, work, listener, listener.stop)
 
 

@@ -14,13 +14,13 @@ import typer
 
 from loopcore.cli.console import Console
 from loopcore.cli.outbox import showing
+from loopcore.cli.where import Json, Where, place
 from loopcore.errors import ConfigError
 from loopcore.files import write_atomic
 from loopcore.options import parse_duration
 
 if TYPE_CHECKING:
     from loopcore.abc import Control
-    from loopcore.config import Config
 
 T = TypeVar("T")
 _PAGE = 500
@@ -33,8 +33,6 @@ outbox = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-Where = Annotated[Path, typer.Argument(metavar="WHERE", help="The node's TOML file, or its data folder.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 OneSink = Annotated[str | None, typer.Option("--sink", metavar="NAME", help="Only what waits for this sink.")]
 
 
@@ -259,7 +257,7 @@ def _ask(where: Path, work: Callable[[Control], Awaitable[T]], *, use: str = "LO
 
     from loopcore import node
 
-    data_dir, config = _place(where)
+    data_dir, config = place(where)
     showing.log_to_terminal()
     ticker = showing.Ticker(label)
 
@@ -271,15 +269,6 @@ def _ask(where: Path, work: Callable[[Control], Awaitable[T]], *, use: str = "LO
         return anyio.run(reached)
     finally:
         ticker.end()
-
-
-def _place(where: Path) -> tuple[Path, Config | None]:
-    from loopcore.config import load
-
-    if where.is_dir():
-        return where, None
-    config = load(where)
-    return config.node.data_dir, config
 
 
 def _time(text: str | None) -> str | None:

@@ -19,6 +19,7 @@ from loopcore.cli.torture.recount import INDEX, Kept, differences, kept, recount
 from loopcore.cli.torture.steps import Step
 from loopcore.cli.torture.volume import Image
 from loopcore.collect.outbox.store import Store
+from loopcore.collect.outbox.terms import Lease
 from loopcore.collect.outbox.turns import Job
 from loopcore.errors import LoopcoreError
 from loopcore.files import Disk
@@ -70,13 +71,13 @@ def look(store: Store, images: Mapping[str, bytes]) -> View:
         store.leases.release(sink, leases)
         for lease, sample in zip(leases, store.sending.read(leases), strict=True):
             if sample is None:
-                ask(store, partial(store.sending.read_again, lease))
+                ask(store, partial(_read_again, store, lease))
                 damaged.add(lease.id)
             else:
                 samples[sink].append(_whole(lease.id, sample, images))
     read = damaged.union(sample.info.id for found in samples.values() for sample in found)
     for one in listed:
-        if one.id not in read and (shown := ask(store, partial(store.desk.show, one.id))):
+        if one.id not in read and (shown := ask(store, partial(_shown, store, one.id))):
             _whole(one.id, shown, images)
         elif one.id not in read:
             damaged.add(one.id)
@@ -103,6 +104,14 @@ def _asked(store: Store) -> tuple[Any, ...]:
     return status, waiting, store.desk.list(0, 10_000), store.desk.list_rejected(None), store.desk.list_drops()
 
 
+def _read_again(store: Store, lease: Lease) -> Sample | None:
+    return store.sending.read_again(lease)  # whose parts are new if the index had to be made anew
+
+
+def _shown(store: Store, name: str) -> Sample | None:
+    return store.desk.show(name)
+
+
 def _whole(name: str, sample: Sample, images: Mapping[str, bytes]) -> Sample:
     if sample.image != images.get(name):
         raise BrokenPromiseError("half", f"{name[:8]} is not what was accepted")
@@ -110,7 +119,7 @@ def _whole(name: str, sample: Sample, images: Mapping[str, bytes]) -> Sample:
 
 
 def _check_rejected(store: Store, sink: str, name: str, images: Mapping[str, bytes]) -> None:
-    found = ask(store, partial(store.desk.show_rejected, name))
+    found = ask(store, lambda: store.desk.show_rejected(name))
     if (sink, images[name]) not in [(refusal.sink, image) for refusal, image in found]:
         raise BrokenPromiseError("lost", f"{name[:8]} from {sink}'s folder in rejected/")
 

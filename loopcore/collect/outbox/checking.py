@@ -7,15 +7,12 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-import msgspec
-
 from loopcore.collect.outbox.index import Index
 from loopcore.collect.outbox.reader import Reader
 from loopcore.collect.outbox.records import DamagedError
 from loopcore.collect.outbox.rejects import Rejects
 from loopcore.collect.outbox.terms import Listed
 from loopcore.errors import StorageError
-from loopcore.types import image_id
 
 logger = logging.getLogger(__name__)
 
@@ -82,9 +79,10 @@ class Checking:
         for sink, seq, *_ in self._index.rejected():
             if not self._rejects.whole(sink, seq):
                 gone += 1
-            elif not self._readable(sink, seq, mend):
+            elif not self._readable(sink, seq):
                 damaged += 1
                 if mend:
+                    self._rejects.put_aside(sink, seq)
                     self._index.count_up("quarantined")
                     self._index.forget_rejected(sink, seq)
                     self._afterwards(lambda sink=sink, seq=seq: self._rejects.remove(sink, seq))  # type: ignore[misc]
@@ -100,18 +98,12 @@ class Checking:
                 self._index.forget_rejected(sink, seq)
                 self._afterwards(lambda sink=sink, seq=seq: self._rejects.remove(sink, seq))  # type: ignore[misc]
 
-    def _readable(self, sink: str, seq: int, mend: bool) -> bool:
+    def _readable(self, sink: str, seq: int) -> bool:
         try:
-            refusal, image = self._rejects.read(sink, seq)
-        except msgspec.MsgspecError:
+            self._rejects.read(sink, seq)
+        except (StorageError, DamagedError):
             return False
-        except StorageError:  # larger than it says
-            return False
-        if image_id(image) == refusal.info.image_id:
-            return True
-        if mend:
-            self._rejects.quarantine(f"rejected-{seq:016d}", image)
-        return False
+        return True
 
     def _sound(self, listed: Listed) -> bool:
         try:

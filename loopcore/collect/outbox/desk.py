@@ -6,20 +6,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-import msgspec
-
 from loopcore.collect.outbox.accepting import Accepting
 from loopcore.collect.outbox.checking import Checking
 from loopcore.collect.outbox.clock import AgeClock
 from loopcore.collect.outbox.index import Index
 from loopcore.collect.outbox.reader import Reader
+from loopcore.collect.outbox.records import DamagedError
 from loopcore.collect.outbox.rejects import Refusal, Rejects
 from loopcore.collect.outbox.room import Room
 from loopcore.collect.outbox.rows import Row, SinkRow
 from loopcore.collect.outbox.segments import Segments
 from loopcore.collect.outbox.terms import Listed, Taker
 from loopcore.errors import StorageError
-from loopcore.types import Sample, image_id
+from loopcore.types import Sample
 
 _CHUNK = 500
 
@@ -174,17 +173,14 @@ class Desk:
                 if self._rejects.whole(name, seq):
                     raise
                 self._index.count_up("operator_deleted")
-            except msgspec.MsgspecError:
+            except DamagedError:
+                self._rejects.put_aside(name, seq)
                 self._index.count_up("quarantined")
             else:
-                if image_id(image) == refusal.info.image_id:
-                    if name not in self._index.sinks:
-                        self._index.add_sink(name)
-                    self._accepting.readmit(refusal.info, image, name)
-                    moved += 1
-                else:
-                    self._rejects.quarantine(f"rejected-{seq:016d}", image)
-                    self._index.count_up("quarantined")
+                if name not in self._index.sinks:
+                    self._index.add_sink(name)
+                self._accepting.readmit(refusal.info, image, name)
+                moved += 1
             self._index.forget_rejected(name, seq)
             self._afterwards(lambda name=name, seq=seq: self._rejects.remove(name, seq))  # type: ignore[misc]
         return moved
@@ -194,7 +190,7 @@ class Desk:
         found = []
         for name, seq, id_, *_ in self._index.rejected():
             if id_.hex() == sample:
-                with suppress(StorageError, msgspec.MsgspecError):
+                with suppress(StorageError, DamagedError):
                     found.append(self._rejects.read(name, seq))
         return found
 

@@ -358,15 +358,16 @@ class Index:
         self._db.execute("DELETE FROM segments WHERE segment = ?", (segment,))
         self._dead.append(segment)
 
-    def check_segments(self) -> None:
-        """Before a file goes of which nothing is known: all samples must be in others.
+    def check_needless(self, numbers: set[int]) -> None:
+        """Before files go that hold nothing, or of which nothing is known: no sample may be in one of them.
 
         Raises:
-            sqlite3.DatabaseError: They are not.
+            sqlite3.DatabaseError: One is, or the totals are wrong.
         """
         live = sum(row.live for row in self.segments.values())
         live_bytes = sum(row.live_bytes for row in self.segments.values())
-        if (live, live_bytes) != (self.state.count, self.state.bytes):
+        used = {segment for (segment,) in self._db.execute("SELECT DISTINCT segment FROM samples")}
+        if (live, live_bytes) != (self.state.count, self.state.bytes) or used & numbers:
             raise sqlite3.DatabaseError("the totals of the segments are wrong")
 
     def take_dead(self) -> list[int]:

@@ -209,7 +209,7 @@ class Outbox(AsyncContextManagerMixin):
         return await self._turns.take(lambda: self._store.desk.show(id), durable=True)
 
     async def show_rejected(self, id: str) -> Sequence[tuple[Refusal, bytes]]:  # noqa: A002 - the field's term
-        """Who has refused a sample, why, and its image, unchecked; empty if it does not lie in `rejected/`."""
+        """Who has refused a sample, why, and its image; empty if it is not in `rejected/`, or damaged there."""
         return await self._turns.take(lambda: self._store.desk.show_rejected(id))
 
     async def move_out(self, listed: Sequence[tuple[int, int, str]], sink: str | None = None) -> int:

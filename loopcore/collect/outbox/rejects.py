@@ -10,9 +10,10 @@ from urllib.parse import quote
 import msgspec
 from msgspec import Struct
 
+from loopcore.collect.outbox.records import DamagedError
 from loopcore.errors import StorageError
 from loopcore.files import Disk, read_bounded, write_atomic
-from loopcore.types import SampleInfo
+from loopcore.types import SampleInfo, image_id
 
 _QUARANTINE_BYTES = 64_000_000
 _JSON_BYTES = 64_000_000
@@ -73,18 +74,32 @@ class Rejects:
         self._durable.add(folder)
 
     def read(self, sink: str, seq: int) -> tuple[Refusal, bytes]:
-        """A rejected sample; its image is unchecked.
+        """A rejected sample, checked.
 
         Raises:
             StorageError: A file is missing or unreadable.
-            msgspec.MsgspecError: The JSON is damaged.
+            DamagedError: The JSON or the image is not what was written.
         """
         path = self.path(sink, seq)
-        refusal, _ = self.meta(path)
-        return refusal, read_bounded(path.with_suffix(""), refusal.info.image_bytes)
+        try:
+            refusal, _ = self.meta(path)
+        except msgspec.MsgspecError as exc:
+            raise DamagedError(str(exc)) from exc
+        image, info = path.with_suffix(""), refusal.info
+        if _size(image) > info.image_bytes:
+            raise DamagedError("the image is larger than it was")
+        data = read_bounded(image, info.image_bytes)
+        if image_id(data) != info.image_id:
+            raise DamagedError("the image does not have its hash")
+        return refusal, data
 
     def meta(self, path: Path) -> tuple[Refusal, int]:
-        """What a JSON file says, and the size of it with its image; errors as of `read`."""
+        """What a JSON file says, and the size of it with its image.
+
+        Raises:
+            StorageError: It is missing or unreadable.
+            msgspec.MsgspecError: It is damaged.
+        """
         data = read_bounded(path, _JSON_BYTES)
         try:
             refusal = msgspec.json.decode(data, type=Refusal)
@@ -103,6 +118,13 @@ class Rejects:
             with suppress(OSError):
                 self._disk.unlink(file)
 
+    def put_aside(self, sink: str, seq: int) -> None:
+        """Copy a damaged one to `quarantine/`; `remove` takes it from here."""
+        path = self.path(sink, seq)
+        for file in (path, path.with_suffix("")):
+            with suppress(StorageError):
+                self.quarantine(f"rejected-{file.name}", read_bounded(file, _QUARANTINE_BYTES))
+
     def found(self) -> list[Path]:
         """The JSON files that are there."""
         return sorted(self.folder.glob("*/*.json"))
@@ -114,3 +136,9 @@ class Rejects:
             used = sum(file.stat().st_size for file in self._quarantine.iterdir())
             if used + len(data) <= _QUARANTINE_BYTES:
                 write_atomic(self._quarantine / name, data, disk=self._disk)
+
+
+def _size(path: Path) -> int:
+    with suppress(OSError):  # who reads it says what is wrong
+        return path.stat().st_size
+    return 0

@@ -22,7 +22,7 @@ class Reserve:
         disk: How files are changed.
 
     Attributes:
-        given_up: The disk was full, and has not recovered yet.
+        given_up: There is none: the disk was full, perhaps in an earlier run, and has not recovered yet.
     """
 
     def __init__(self, path: Path, size: int, disk: Disk) -> None:
@@ -32,13 +32,8 @@ class Reserve:
         self.given_up = False
 
     def keep(self) -> None:
-        """Take the room, if there is enough of it; best effort."""
-        with suppress(OSError):
-            if not self._path.exists():
-                if self._disk.free(self._path.parent) < 2 * self._size:
-                    return
-                self._take()
-            self.given_up = False
+        """Take the room, if there is enough of it."""
+        self.given_up = not self._path.exists() and not self._take()
 
     def give_up(self) -> bool:
         """Give the room back. Whether there was any."""
@@ -48,7 +43,14 @@ class Reserve:
             return True
         return False
 
-    def _take(self) -> None:
+    def _take(self) -> bool:
+        with suppress(OSError):
+            if self._disk.free(self._path.parent) >= 2 * self._size:
+                self._write()
+                return True
+        return False
+
+    def _write(self) -> None:
         descriptor = self._disk.open(self._path)
         try:
             self._disk.write(descriptor, [bytes(self._size)])

@@ -13,6 +13,7 @@ from loopcore.collect.outbox.records import DamagedError, Entry
 from loopcore.files import Disk
 
 _SUFFIX = ".seg"
+_MOST = 1 << 62  # what SQLite can count up to, and room for more
 
 
 class Place(NamedTuple):
@@ -46,16 +47,16 @@ class Segments:
         self._added_bytes = 0
 
     def path(self, segment: int) -> Path:
-        return self.folder / f"{segment:016d}{_SUFFIX}"
+        return self.folder / _name(segment)
 
     def numbers(self) -> list[int]:
-        """The segments that are there, in order."""
+        """The segments that are there, in order; what others have put beside them is left alone."""
         try:
             with os.scandir(self.folder) as entries:
-                names = [entry.name.removesuffix(_SUFFIX) for entry in entries if entry.name.endswith(_SUFFIX)]
+                numbers = [_number(entry.name) for entry in entries if entry.is_file()]
         except FileNotFoundError:
             return []
-        return sorted(int(name) for name in names if name.isdecimal())
+        return sorted(number for number in numbers if number is not None)
 
     @property
     def end(self) -> int:
@@ -180,3 +181,15 @@ class Segments:
         self.close()
         self.active += 1
         self.size = 0
+
+
+def _number(name: str) -> int | None:
+    """Of a segment, by the name of its file; `None` if it is none of ours."""
+    digits = name.removesuffix(_SUFFIX)
+    if not digits.isdecimal() or _name(int(digits)) != name or int(digits) > _MOST:
+        return None
+    return int(digits)
+
+
+def _name(segment: int) -> str:
+    return f"{segment:016d}{_SUFFIX}"

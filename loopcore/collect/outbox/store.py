@@ -94,6 +94,9 @@ class Store:
             self._held.enter_context(locked(self.folder / "lock"))
             self._open_index()
             self._reserve.keep()
+            if self._reserve.given_up:
+                with suppress(sqlite3.Error):
+                    self._index.be_sparing(True)
         except (OSError, sqlite3.Error) as exc:
             self._held.close()
             raise StorageError(f"cannot open the outbox {self.folder}: {exc}") from exc
@@ -108,7 +111,6 @@ class Store:
             if is_full(exc) and self._reserve.give_up():  # what waits has to leave, also from a full disk
                 logger.error("The disk is full; the outbox gives up its reserve to open")  # noqa: TRY400
                 self._make_index()
-                self._index.be_sparing(True)
                 return
             if not is_damage(exc):
                 raise
@@ -163,12 +165,13 @@ class Store:
                 if sink.name not in takers:
                     index.touch(sink).backfill_end = index.state.next_seq
         index.by_value(self._bounds.when_full == "drop_least_valuable")
+        needless = set(segments.numbers()) - set(index.segments)
+        if needless:
+            index.check_needless(needless)
         self._end(commit=True)
         index.fresh = False
-        if unknown := set(segments.numbers()) - set(index.segments):
-            index.check_segments()
-            for number in unknown:
-                segments.unlink(number)
+        for number in needless & set(segments.numbers()):
+            segments.unlink(number)
 
     def _welcome(self, taker: Taker) -> None:
         known = self._index.sinks.get(taker.name)

@@ -20,7 +20,7 @@ from loopcore.drivers.onnx.feeding import Feeder, fit_of
 from loopcore.drivers.onnx.guess import HABITS, Graph, Shape, count_classes, guess, parse_names
 from loopcore.drivers.onnx.sessions import Sessions, Signature
 from loopcore.drivers.onnx.spec import DecoderName, Layout, Recipe, Spec, complete, read_spec
-from loopcore.errors import BackendError, ModelError, StorageError
+from loopcore.errors import BackendError, ModelError, NotReadyError, StorageError
 from loopcore.files import inner_path, read_bounded
 from loopcore.geometry import Fit, Indices, nms
 from loopcore.options import Options
@@ -188,6 +188,8 @@ class _Loaded:
             image = (depth, size[1], size[0]) if layout == "nchw" else (size[1], size[0], depth)
             try:
                 outputs = self.sessions.run(self._signature.name, np.zeros((batch, *image), self._signature.dtype))
+            except NotReadyError:
+                raise
             except BackendError as exc:
                 raise ModelError(f"the graph does not run with an input of {size[0]} × {size[1]}: {exc}") from exc
             said = tuple(output.shape for output in outputs)

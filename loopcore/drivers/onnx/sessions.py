@@ -15,7 +15,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from loopcore.drivers.onnx.external import check_external
-from loopcore.errors import BackendError, ModelError
+from loopcore.errors import BackendError, ModelError, NotReadyError
 from loopcore.types import Model
 
 Array: TypeAlias = NDArray[Any]
@@ -81,6 +81,8 @@ class Sessions:
             try:
                 return onnxruntime.InferenceSession(source, options, providers=[*dict.fromkeys([*chosen, _CPU])])
             except self._faults as exc:
+                if _has_no_room(exc):
+                    raise NotReadyError(f"there is no room for {graph.name} now: {_first_line(exc)}") from exc
                 raise ModelError(f"onnxruntime cannot open {graph.name}: {_first_line(exc)}") from exc
 
         self._narrow = open_session(threads or 1)
@@ -117,6 +119,8 @@ class Sessions:
             try:
                 outputs: list[Array] = session.run(None, {name: tensor})
             except self._faults as exc:
+                if _has_no_room(exc):
+                    raise NotReadyError(f"there is no room for the model's work now: {_first_line(exc)}") from exc
                 raise BackendError(f"the model failed: {_first_line(exc)}") from exc
         return outputs
 
@@ -150,6 +154,14 @@ def _cores() -> int:
 
 def _fixed(shape: Sequence[object]) -> tuple[int | None, ...]:
     return tuple(side if isinstance(side, int) and side > 0 else None for side in shape)
+
+
+def _has_no_room(exc: Exception) -> bool:
+    """As onnxruntime 1.2x says it: its arenas, CUDA, and C++."""
+    said = str(exc).lower()
+    return isinstance(exc, MemoryError) or any(
+        words in said for words in ("bad_alloc", "failed to allocate memory", "out of memory", "available memory of")
+    )
 
 
 def _first_line(exc: Exception) -> str:

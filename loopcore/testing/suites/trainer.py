@@ -56,6 +56,11 @@ class TrainerSuite(DriverSuite):
     driver: ClassVar[type[Driver]]
 
     @pytest.fixture
+    def anyio_backend(self) -> str:
+        """One is enough: what is under test runs in a process of its own."""
+        return "asyncio"
+
+    @pytest.fixture
     def snapshot(self, tmp_path: Path) -> Snapshot:
         """Eight made pictures of two labels. Override it where the trainer needs others to learn anything."""
         return make_snapshot(tmp_path / "snapshot")

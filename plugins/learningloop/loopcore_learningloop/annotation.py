@@ -13,8 +13,9 @@ from loopcore.errors import BusyError, LoopcoreError
 from loopcore_learningloop import wire
 from loopcore_learningloop.client import Loop
 from loopcore_learningloop.deployment import node_id
+from loopcore_learningloop.hearing import Listener
 from loopcore_learningloop.options import PlatformOptions
-from loopcore_learningloop.sockets import Listener, Socket, accepted
+from loopcore_learningloop.sockets import Socket, accepted
 from loopcore_learningloop.translation import whole_pixels
 from loopcore_learningloop.visits import Object, Pictures, Subject, Visit, Visits
 
@@ -29,6 +30,9 @@ ANNOTATION_S = 30.0
 
 THREADS = 4
 """So many strokes of all people are worked on at a time."""
+
+AT_WORK = 8
+"""So many strokes may hold a picture at a time, while it is fetched, worked on, or its outline is handed over."""
 
 MOST_WAITING = 64
 """So many strokes of one person may wait."""
@@ -65,10 +69,13 @@ class Desk(AnnotationDesk):
         """See `AnnotationDesk`. On asyncio only."""
         service = _Service(self._loop, self._options, annotator, node, muted=self._muted)
         self._socket = service.socket
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(service.tell)
-            await service.socket.run(task_status=task_status)
-            tasks.cancel_scope.cancel()
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(service.tell)
+                await service.socket.run(task_status=task_status)
+                tasks.cancel_scope.cancel()
+        finally:
+            self._socket = None
 
     def mute(self, muted: bool) -> None:
         """Leave the Loop and stay away, or come back."""
@@ -93,6 +100,7 @@ class _Service:
         place = wire.Context(options.organization, options.project)
         self.socket = Socket(loop, "annotation_node", place, listeners, muted=muted)
         self._threads = CapacityLimiter(THREADS)
+        self._at_work = CapacityLimiter(AT_WORK)
         self._pictures = Pictures(loop, self._threads)
         self._visits = Visits()
         self._annotator = annotator
@@ -120,8 +128,8 @@ class _Service:
             raise BusyError("too many strokes at once")
         visit.waiting += 1
         try:
-            async with visit.turn:
-                return wire.Ack(success=True, payload=await self._draw(visit, data))
+            async with visit.turn, self._at_work:
+                return wire.Ack(success=True, payload="" if visit.over else await self._draw(visit, data))
         finally:
             visit.waiting -= 1
 
@@ -138,7 +146,7 @@ class _Service:
             thing = await self._act(visit, subject, stroke, data.category.name)
         if stroke.kind in _ENDING:
             await self._deliver(thing)
-            visit.object = None if thing.proposal.done else thing
+            visit.object = None if thing.proposal.done or visit.over else thing
         return svg_of(thing, data.category.color)
 
     async def _act(self, visit: Visit, subject: Subject, stroke: Stroke, label: str) -> Object:
@@ -156,7 +164,9 @@ class _Service:
     async def _begin(self, visit: Visit, subject: Subject, label: str) -> Object:
         pixels = await self._pictures.get(subject.organization, subject.project, subject.image)
         session = await to_thread.run_sync(self._annotator.open, pixels, label, limiter=self._threads)
-        return visit.begin(subject, session, pixels)
+        thing = visit.begin(subject, session, pixels)
+        self._visits.trim()
+        return thing
 
     async def _deliver(self, thing: Object) -> None:
         """Hand an outline over, if it is another one than the Loop has; of one object it keeps the newest.

@@ -234,6 +234,8 @@ class Loop(AsyncContextManagerMixin):
                 message = f"{where} wants a login: set username and password ({exc})"
                 raise AuthError(message, status=exc.status) from exc
             raise
+        if name and not self._client.cookies:
+            raise RetryableError(f"{redacted(self.url)} let {name!r} in without a cookie; is this a Learning Loop?")
 
 
 def decoded(call: str, body: bytes, shape: type[T]) -> T:

@@ -33,9 +33,7 @@ Annotator: TypeAlias = Annotated[
 ]
 Edge: TypeAlias = Annotated[
     str | None,
-    typer.Option(
-        "--convert", envvar="LOOPCORE_CONVERT", metavar="FROM-to-TO", help="The formats: yolov5_wts-to-onnx."
-    ),
+    typer.Option("--convert", envvar="LOOPCORE_CONVERT", metavar="FROM-to-TO", help="The formats: yolov5_wts-to-onnx."),
 ]
 More: TypeAlias = Annotated[
     list[str] | None,

@@ -1,14 +1,10 @@
-"""One connection to the Loop over Socket.IO, from its hand-shake to its end; python-socketio is fenced in here.
-
-That library starts tasks of its own. They are kept account of, and ended when the block is left.
-"""
+"""One connection to the Loop over Socket.IO, from its hand-shake to its end."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import ssl
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, NoReturn, TypeAlias
 from urllib.parse import urlsplit
@@ -21,7 +17,10 @@ from anyio import CancelScope
 from engineio.base_client import connected_clients
 
 from loopcore.errors import RetryableError
+from loopcore.http.meaning import shown
 from loopcore.http.peer import is_loopback
+from loopcore_learningloop import fence
+from loopcore_learningloop.fence import BoundedClient, BoundedResponse
 
 PATH = "/ws/socket.io"
 CONNECT_S = 20.0
@@ -31,10 +30,6 @@ _REQUEST_S = 10.0
 _ANSWER_S = 5.0  # for the Loop's word that we are in, once the transport stands
 _FLUSH_S = 1.0  # so long an acknowledgement may take to leave
 _LEAVE_S = 2.0
-_MESSAGE_BYTES = 16 << 20
-_NONSENSE = (ValueError, KeyError, IndexError, TypeError, AttributeError)  # the library believes what a server says
-_wire = logging.getLogger(f"{__name__}.wire")
-_wire.setLevel(logging.ERROR)  # the library tells each message at INFO, and each loss that we tell of ourselves
 
 Hear: TypeAlias = Callable[..., Awaitable[Any]]
 """Called with an event's name and arguments; what it returns is the acknowledgement."""
@@ -47,7 +42,7 @@ class Connection:
         over: Set when it has ended, for whatever reason.
     """
 
-    def __init__(self, client: _Client) -> None:
+    def __init__(self, client: BoundedClient) -> None:
         self._client = client
         self._waiting: set[_Answer] = set()
         self._turn = anyio.Lock()
@@ -75,6 +70,7 @@ class Connection:
             raise RetryableError(f"{event} did not reach the Loop: {exc}") from exc
         finally:
             self._waiting.discard(answer)
+            self._client.forget(answer.came)
         if answer.lost:
             raise RetryableError(f"the connection to the Loop ended before {event} was acknowledged")
         return answer.value
@@ -130,14 +126,17 @@ async def connected(
         RetryableError: The Loop cannot be reached, or does not let us in.
     """
     async with _session(url, context, headers) as http:
-        client = _Client(
+        client = BoundedClient(
             reconnection=False,
             handle_sigint=False,
-            logger=_wire,
-            engineio_logger=_wire,
+            logger=fence.wire,
+            engineio_logger=fence.wire,
             http_session=http,
             request_timeout=_REQUEST_S,
-            websocket_extra_options={"timeout": aiohttp.ClientWSTimeout(ws_close=1.0), "max_msg_size": _MESSAGE_BYTES},
+            websocket_extra_options={
+                "timeout": aiohttp.ClientWSTimeout(ws_close=1.0),
+                "max_msg_size": fence.MESSAGE_BYTES,
+            },
         )
         client.on("*", hear)
         connection = Connection(client)
@@ -151,7 +150,7 @@ async def connected(
                 await _leave(client)
 
 
-async def _shake_hands(client: _Client, url: str) -> None:
+async def _shake_hands(client: BoundedClient, url: str) -> None:
     refused: list[str] = []
 
     async def note(reason: Any = None) -> None:
@@ -166,12 +165,14 @@ async def _shake_hands(client: _Client, url: str) -> None:
     except TimeoutError:
         raise RetryableError(f"the Loop's socket did not open within {CONNECT_S:g} s") from None
     except (socketio.exceptions.SocketIOError, engineio.exceptions.EngineIOError, aiohttp.ClientError, OSError) as exc:
-        raise RetryableError(f"the Loop's socket did not open: {refused[-1] if refused else exc}"[:300]) from exc
-    except _NONSENSE as exc:
-        raise RetryableError(f"the Loop's socket makes no sense: {type(exc).__name__}: {exc}"[:300]) from exc
+        why = shown(refused[-1] if refused else str(exc), ())
+        raise RetryableError(f"the Loop's socket did not open: {why}") from exc
+    except fence.NONSENSE as exc:
+        why = shown(f"{type(exc).__name__}: {exc}", ())
+        raise RetryableError(f"the Loop's socket makes no sense: {why}") from exc
 
 
-async def _leave(client: _Client) -> None:
+async def _leave(client: BoundedClient) -> None:
     """Say good-bye if there is somebody to hear it, and end what the library has started."""
     engine = client.engine
     if engine.state == "connected":
@@ -192,6 +193,7 @@ def _session(url: str, context: ssl.SSLContext, headers: Mapping[str, str]) -> a
     tracing.on_request_redirect.append(_stay)
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(ssl=context),
+        response_class=BoundedResponse,
         headers={"User-Agent": "loopcore", **headers},
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=_REQUEST_S),
@@ -203,27 +205,3 @@ def _session(url: str, context: ssl.SSLContext, headers: Mapping[str, str]) -> a
 async def _stay(*_: Any) -> NoReturn:
     """Our cookie goes nowhere else."""
     raise aiohttp.ClientError("it sends us elsewhere; is the URL right?")
-
-
-class _Engine(engineio.AsyncClient):  # type: ignore[misc]
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.tasks: set[asyncio.Task[Any]] = set()
-
-    def start_background_task(
-        self, target: Callable[..., Coroutine[Any, Any, Any]], *args: Any, **kwargs: Any
-    ) -> asyncio.Task[Any]:
-        task: asyncio.Task[Any] = super().start_background_task(target, *args, **kwargs)
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
-        return task
-
-
-class _Client(socketio.AsyncClient):  # type: ignore[misc]
-    @property
-    def engine(self) -> _Engine:
-        engine: _Engine = self.eio
-        return engine
-
-    def _engineio_client_class(self) -> type[_Engine]:
-        return _Engine

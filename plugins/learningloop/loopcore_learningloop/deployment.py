@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import Any, TypeAlias
 from uuid import NAMESPACE_URL, uuid5
 
+from anyio import sleep_forever
 from msgspec import Struct
 
 from loopcore.abc import DeploymentTarget
@@ -38,13 +39,21 @@ class Deployment(DeploymentTarget):
         project: The project.
         options: The platform's.
         over_socket: The way of Loops that have no REST routes for this; `None`: there is none.
+        restart_wanted: Returns when such a Loop asks for this node's restart.
     """
 
-    def __init__(self, project: Project, options: PlatformOptions, over_socket: StatusOverSocket | None = None) -> None:
+    def __init__(
+        self,
+        project: Project,
+        options: PlatformOptions,
+        over_socket: StatusOverSocket | None = None,
+        restart_wanted: Callable[[], Awaitable[None]] = sleep_forever,
+    ) -> None:
         self.muted = options.muted
         self._project = project
         self._options = options
         self._over_socket = over_socket
+        self._restart_wanted = restart_wanted
         self._is_old = False
         self._told: wire.Target | None = None
 
@@ -81,6 +90,10 @@ class Deployment(DeploymentTarget):
         if self._over_socket is None:
             raise RetryableError(f"the Loop takes no status for {self._project}; is there such a project?")
         self._told = await self._over_socket(self._project, told)
+
+    async def restart_wanted(self) -> None:
+        """See `DeploymentTarget`."""
+        await self._restart_wanted()
 
     def _info(self, target: wire.Target | None) -> ModelInfo | None:
         if target is None:

@@ -192,16 +192,19 @@ class _Translation:
         except ValueError:
             good = False
             parts = urlsplit("")
-        if not good or "@" in parts.netloc or parts.path.strip("/") or parts.query or parts.fragment:
-            raise self._variables.error(
-                name, "a host, such as learning-loop.ai, localhost:8080 or https://loop.example"
+        if "@" in host:
+            raise ConfigError(
+                "expected a host without credentials; LOOP_USERNAME and LOOP_PASSWORD are for them", key=name
             )
+        if not good or parts.path.strip("/") or parts.query or parts.fragment:
+            expected = "a host, such as learning-loop.ai, localhost:8080 or https://loop.example"
+            raise self._variables.error(name, expected)
         return host.rstrip("/")
 
     @staticmethod
     def _is_open(url: str) -> bool:
-        host = urlsplit(url).hostname or ""
-        return url.startswith("http://") and host not in {"localhost", "127.0.0.1", "::1"}
+        parts = urlsplit(url)
+        return parts.scheme == "http" and parts.hostname not in {"localhost", "127.0.0.1", "::1"}
 
     # The roles
 
@@ -210,7 +213,7 @@ class _Translation:
         rollout: dict[str, Any] = {"from": _NAME, "to": "self", "every": f"{CYCLE_S} s"}
         if cycles := variables.whole("SYNC_CYCLES", least=1):
             rollout["report"] = f"{cycles * CYCLE_S} s"
-        if kind := variables.word("WEIGHT_TYPE", tuple(_FORMATS)):
+        if (kind := variables.word("WEIGHT_TYPE", tuple(_FORMATS))) and self._is_onnx("WEIGHT_TYPE"):
             rollout["format"] = _FORMATS[kind]
         return {
             "sources": [{"driver": "learningloop", "path": f"{variables.text('DATA_FOLDER', DATA)}/outbox"}],
@@ -234,9 +237,15 @@ class _Translation:
             table["exclusive"] = True
         thresholds = {"confidence": "CONF_THRESHOLD", "iou": "IOU_THRESHOLD"}
         for key, name in thresholds.items():
-            if (value := variables.number(name, least=0, most=1)) is not None:
+            if (value := variables.number(name, least=0, most=1)) is not None and self._is_onnx(name):
                 table[key] = value
         return table
+
+    def _is_onnx(self, name: str) -> bool:
+        """Whether the backend knows what a variable means; whoever wrote another one says it by that one's options."""
+        if self._choices.backend != "onnx":
+            self._left_out.append(name)
+        return self._choices.backend == "onnx"
 
     def _selector(self) -> dict[str, Any]:
         variables = self._variables

@@ -11,15 +11,17 @@ import anyio
 
 from loopcore.abc import Accepted, Declined, ImageStore, Job, JobQueue, JobState, JobStep, ModelRegistry, Worker
 from loopcore.errors import RetryableError
+from loopcore.http.meaning import shown
 from loopcore_learningloop import wire
 from loopcore_learningloop.client import Loop
 from loopcore_learningloop.deployment import node_id
+from loopcore_learningloop.hearing import Listener
 from loopcore_learningloop.images import Images
 from loopcore_learningloop.models import Models
 from loopcore_learningloop.options import PlatformOptions
 from loopcore_learningloop.projects import Project
-from loopcore_learningloop.sockets import Listener, Socket, accepted
-from loopcore_learningloop.trainings import categories_of, figures_of, job_of, project_of, status_of
+from loopcore_learningloop.sockets import Socket, accepted
+from loopcore_learningloop.trainings import categories_of, figures_of, job_of, project_of, starts_otherwise, status_of
 
 if TYPE_CHECKING:
     from anyio.abc import TaskStatus
@@ -166,6 +168,9 @@ class Trainings(JobQueue):
         match await worker.offer(job):
             case Accepted():
                 _log.info("The Loop gives a training job=%s labels=%d base=%s", job.id, len(job.labels), job.base)
+                if starts_otherwise(job):  # not before: who asks again and again fills no log
+                    wanted = shown(job.context["wanted_base"], ())
+                    _log.warning("The trainer does not have what the Loop wants it to start from wanted=%s", wanted)
                 return wire.Ack(success=True)
             case Declined(why=why):
                 return wire.Ack(success=False, error_msg=why, payload=REFUSED)

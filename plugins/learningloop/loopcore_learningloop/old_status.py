@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-import signal
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 import msgspec
-from anyio import AsyncContextManagerMixin, Lock, create_task_group
+from anyio import AsyncContextManagerMixin, Event, Lock, create_task_group
 from msgspec import Struct
 
 from loopcore.errors import RetryableError, first
@@ -22,8 +20,6 @@ if TYPE_CHECKING:
     from anyio.abc import TaskStatus
 
     from loopcore_learningloop.sockets import Socket
-
-_log = logging.getLogger(__name__)
 
 STATUS_S = 20.0
 """How long the Loop may take to hear a status."""
@@ -43,6 +39,9 @@ class OldStatus(AsyncContextManagerMixin):
     Args:
         loop: The Loop; entered.
         muted: Stay away until told otherwise.
+
+    Attributes:
+        restart_wanted: Set when the Loop asks this node to start again.
     """
 
     def __init__(self, loop: Loop, *, muted: bool = False) -> None:
@@ -50,6 +49,7 @@ class OldStatus(AsyncContextManagerMixin):
         self._muted = muted
         self._socket: Socket | None = None
         self._starting = Lock()
+        self.restart_wanted = Event()
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[Self]:
@@ -98,8 +98,7 @@ class OldStatus(AsyncContextManagerMixin):
 
     async def _run(self, socket: Socket, *, task_status: TaskStatus[None]) -> None:
         await socket.run(task_status=task_status)
-        _log.info("The Loop asks this node to start again; it ends, and its supervisor sees to it")
-        signal.raise_signal(signal.SIGTERM)  # a detector has no role that could end the node
+        self.restart_wanted.set()
 
 
 def _target(payload: Any) -> wire.Target | None:

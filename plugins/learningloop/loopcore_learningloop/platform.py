@@ -43,7 +43,9 @@ class Platform(abc.Platform):
             }
             self._muted = options.muted
             if self.project is not None:
-                self._capabilities[DeploymentTarget] = Deployment(self.project, options, self._old_status)
+                self._capabilities[DeploymentTarget] = Deployment(
+                    self.project, options, self._old_status, self._old_status.restart_wanted.wait
+                )
                 self._capabilities[ImageStore] = Images(self.project)
             yield self
 

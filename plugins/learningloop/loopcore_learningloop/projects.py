@@ -7,7 +7,7 @@ from urllib.parse import quote
 import anyio
 from msgspec import Struct, field
 
-from loopcore.errors import RemoteError
+from loopcore.errors import RejectedError, RemoteError
 from loopcore_learningloop import wire
 from loopcore_learningloop.client import Loop
 from loopcore_learningloop.translation import Categories
@@ -37,8 +37,15 @@ class Project:
         return f"{self.organization}/{self.id}"
 
     def path(self, *steps: str) -> str:
-        """The path of a call below `/api`; what stands between the slashes is quoted."""
-        return "/".join(quote(step, safe="") for step in (self.organization, "projects", self.id, *steps))
+        """The path of a call below `/api`; what stands between the slashes is quoted.
+
+        Raises:
+            RejectedError: A name would lead elsewhere.
+        """
+        names = (self.organization, "projects", self.id, *steps)
+        if wrong := {"", ".", ".."}.intersection(names):
+            raise RejectedError(f"{wrong.pop()!r} is no name of a project, an image or a model: {self}")
+        return "/".join(quote(name, safe="") for name in names)
 
     async def categories(self, names: frozenset[str] = frozenset()) -> Categories:
         """The project's categories, as they were when last asked; asked anew where one of these names is missing.

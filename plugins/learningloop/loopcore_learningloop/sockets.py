@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import anyio
 import msgspec
-from anyio import create_memory_object_stream, to_thread
-from msgspec import Struct
+from anyio import to_thread
 
-from loopcore.errors import AuthError, ConfigError, LoopcoreError, RemoteError, RetryableError
+from loopcore.errors import AuthError, ConfigError, RemoteError, RetryableError
+from loopcore.http.meaning import shown
 from loopcore_learningloop import wire
 from loopcore_learningloop.client import Loop
 from loopcore_learningloop.connection import Connection, connected
+from loopcore_learningloop.hearing import Hearing, Listener
 
 if TYPE_CHECKING:
-    from anyio.abc import TaskGroup, TaskStatus
-    from anyio.streams.memory import MemoryObjectReceiveStream
+    from anyio.abc import TaskStatus
 
 _log = logging.getLogger(__name__)
 
@@ -31,23 +31,8 @@ CYCLE_S = 5.0
 FIRST_S, MOST_S = 1.0, 60.0
 """How long to wait before connecting again: the first time, and at most."""
 
-AT_ONCE = 256
-"""How many events of the Loop may wait for their acknowledgement."""
-
-HANDLE_S = 60.0
-"""How long an acknowledgement may take."""
-
-
-class Listener(Struct, frozen=True):
-    """What is done on an event.
-
-    Attributes:
-        arguments: The type of its arguments, as one tuple.
-        act: Gets the arguments; what it returns is the acknowledgement.
-    """
-
-    arguments: Any
-    act: Callable[..., Awaitable[wire.Ack]]
+LEAST_UP_S = 5.0
+"""A node that is to start again has been there so long before it ends: supervisors give up on one that always ends."""
 
 
 class Socket:
@@ -76,7 +61,6 @@ class Socket:
         self._loop = loop
         self._kind = kind
         self._place = place
-        self._listeners = {**(listeners or {}), "restart": Listener(tuple[Any, ...], self._restart)}
         self._connection: Connection | None = None
         self._up = anyio.Event()
         self._patience = Patience()
@@ -84,7 +68,10 @@ class Socket:
         self._ends = False
         self._muted = muted
         self._unmuted = anyio.Event()
-        self._waiting = 0
+        self._hearing = Hearing(
+            {**(listeners or {}), "restart": Listener(tuple[Any, ...], self._restart)}, self._leave_if_over
+        )
+        self._since = anyio.current_time()
         self._trouble: str | None = None  # what was told of last; empty while all is well
 
     async def run(self, *, task_status: TaskStatus[None]) -> None:
@@ -95,9 +82,8 @@ class Socket:
         """
         if not _on_asyncio():
             raise ConfigError("the Loop's trainers and annotators need asyncio: python-socketio knows nothing else")
-        self._events, heard = create_memory_object_stream[_Heard](AT_ONCE)
-        async with self._events, heard, anyio.create_task_group() as tasks:
-            tasks.start_soon(self._listen, heard, tasks)
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(self._hearing.run)
             task_status.started()
             while not self._ends:
                 await self._attempt()
@@ -209,8 +195,8 @@ class Socket:
         if cookies := self._loop.cookies:
             headers["Cookie"] = cookies
         context = await to_thread.run_sync(self._loop.tls)
-        async with connected(self._loop.url, context, headers, self._hear) as connection:
-            if self._muted:
+        async with connected(self._loop.url, context, headers, self._hearing.hear) as connection:
+            if self._muted or self._ends:
                 return
             self._stale = False
             self._connection = connection
@@ -242,45 +228,14 @@ class Socket:
         self._trouble = why
         _log.log(level, "The Loop's socket is down and will be opened again: %s kind=%s", why, self._kind)
 
-    # What the Loop says
-
-    async def _hear(self, event: str, *args: Any) -> Any:
-        """Called by the library; passes the event on, and brings the acknowledgement back."""
-        if event not in self._listeners:
-            return None  # as the reference acknowledges what it does not know (3.2)
-        if self._waiting == AT_ONCE:
-            return msgspec.to_builtins(wire.Ack(success=False, error_msg="too many events at once"))
-        self._waiting += 1
-        heard = _Heard(event, args)
-        self._events.send_nowait(heard)
-        await heard.answered.wait()
-        return heard.ack
-
-    async def _listen(self, events: MemoryObjectReceiveStream[_Heard], tasks: TaskGroup) -> None:
-        async for heard in events:
-            tasks.start_soon(self._answer, heard)
-
-    async def _answer(self, heard: _Heard) -> None:
-        listener = self._listeners[heard.event]
-        try:
-            with anyio.fail_after(HANDLE_S):
-                ack = await listener.act(*msgspec.convert(heard.args, listener.arguments))
-        except msgspec.ValidationError as exc:
-            ack = wire.Ack(success=False, error_msg=f"{heard.event}: {exc}")
-        except TimeoutError:
-            ack = wire.Ack(success=False, error_msg=f"{heard.event} took more than {HANDLE_S:g} s")
-        except LoopcoreError as exc:
-            ack = wire.Ack(success=False, error_msg=str(exc))
-        finally:
-            self._waiting -= 1
-        heard.ack = msgspec.to_builtins(ack)
-        heard.answered.set()
-        if self._ends and self._connection is not None:
-            self._connection.end()  # what leaves the connection runs after what waits for the answer
-
     async def _restart(self, *_: Any) -> wire.Ack:
+        await anyio.sleep_until(self._since + LEAST_UP_S)
         self._ends = True
         return wire.Ack(success=True)
+
+    def _leave_if_over(self) -> None:
+        if self._ends and self._connection is not None:
+            self._connection.end()  # what leaves the connection runs after what waits for the answer
 
 
 def accepted(event: str, ack: wire.Ack | None) -> None:
@@ -290,7 +245,8 @@ def accepted(event: str, ack: wire.Ack | None) -> None:
         RetryableError: It has not, or does not say so.
     """
     if ack is None or not ack.success:
-        raise RetryableError(f"the Loop does not accept {event}: {(ack and ack.error_msg) or 'no reason given'}"[:300])
+        why = shown((ack and ack.error_msg) or "no reason given", ())
+        raise RetryableError(f"the Loop does not accept {event}: {why}")
 
 
 def _on_asyncio() -> bool:
@@ -311,16 +267,6 @@ class Patience:
         """Seconds."""
         pause_s, self._next_s = self._next_s, min(2 * self._next_s, MOST_S)
         return pause_s * random.uniform(0.5, 1)
-
-
-class _Heard:
-    """An event of the Loop on its way to its acknowledgement."""
-
-    def __init__(self, event: str, args: tuple[Any, ...]) -> None:
-        self.event = event
-        self.args = args
-        self.ack: Any = None
-        self.answered = anyio.Event()
 
 
 async def _first_of(*waits: Callable[[], Awaitable[None]]) -> None:

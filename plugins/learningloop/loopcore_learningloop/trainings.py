@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Collection, Mapping
 from datetime import datetime
@@ -14,8 +13,6 @@ import msgspec
 from loopcore.abc import Job, JobState, JobStep, TrainerInfo
 from loopcore_learningloop import wire
 from loopcore_learningloop.translation import Categories
-
-_log = logging.getLogger(__name__)
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _PLAIN = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
@@ -73,13 +70,11 @@ def job_of(
         new = msgspec.convert(config, wire.BeginTraining)
         base, variant, wishes = new.base_model_uuid or None, new.model_variant, new.hyperparameters
         categories, number = new.categories, new.training_number
+    wanted = base or variant or None
     if base is not None and not _UUID.fullmatch(base):
-        _log.warning("The Loop names a model to start from that cannot be one, and so it is left out id=%.60s", base)
         base = None
     if base is None and variant in pretrained:
         base = variant
-    elif base is None and variant:
-        _log.warning("The Loop wants a variant that the trainer does not offer; it starts anew variant=%.60s", variant)
     return Job(
         id=job_id(organization, project, number),
         labels=tuple(dict.fromkeys(category.name for category in categories)),
@@ -89,12 +84,17 @@ def job_of(
             "organization": organization,
             "project": project,
             "training_number": number,
-            "model_variant": variant,
+            "wanted_base": wanted,
             "categories": msgspec.to_builtins(categories),
             "begun": begun.isoformat(),
         },
         project=f"{organization}/{project}",
     )
+
+
+def starts_otherwise(job: Job) -> bool:
+    """Whether what the Loop names to start from is nothing that the trainer has."""
+    return bool(job.base != job.context["wanted_base"])
 
 
 def job_id(organization: str, project: str, number: int) -> str:

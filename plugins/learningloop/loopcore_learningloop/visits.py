@@ -26,9 +26,12 @@ FORGET_S = 3600.0
 MOST_BYTES = 1_000_000_000
 """Of pixels, for all people together."""
 
+MOST_KEPT = 200_000_000
+"""Of pixels, for whoever comes next."""
+
 _MOST_FILE = 100_000_000
+_MOST_PICTURES = 64
 _MOST_PIXELS = 60_000_000
-_KEPT = 8
 _ID = re.compile(r"[0-9A-Za-z-]{1,64}")
 
 
@@ -68,6 +71,7 @@ class Visit:
         waiting: How many strokes wait for their turn.
         object: What is being outlined, if anything is.
         touched: When something was last done.
+        over: The person has gone, or gave way: strokes that still wait count for nothing.
     """
 
     def __init__(self) -> None:
@@ -75,11 +79,19 @@ class Visit:
         self.waiting = 0
         self.object: Object | None = None
         self.touched = anyio.current_time()
+        self.over = False
+
+    def end(self) -> None:
+        """Give the object up, for good."""
+        self.over = True
+        self.object = None
 
     def begin(self, subject: Subject, session: AnnotationSession, pixels: RGB) -> Object:
         """Another object; the one before is given up."""
-        self.object = Object(subject=subject, session=session, pixels=pixels, id=str(uuid4()))
-        return self.object
+        thing = Object(subject=subject, session=session, pixels=pixels, id=str(uuid4()))
+        if not self.over:
+            self.object = thing
+        return thing
 
 
 class Visits:
@@ -92,17 +104,25 @@ class Visits:
         """A person does something."""
         now = anyio.current_time()
         while self._visits and next(iter(self._visits.values())).touched < now - FORGET_S:
-            self._visits.popitem(last=False)
+            self._end_oldest()
         visit = self._visits.setdefault(frontend, Visit())
         visit.touched = now
         self._visits.move_to_end(frontend)
-        while len(self._visits) > 1 and (len(self._visits) > MOST_PEOPLE or self._bytes() > MOST_BYTES):
-            self._visits.popitem(last=False)
+        self.trim()
         return visit
+
+    def trim(self) -> None:
+        """Whoever has done nothing for longest gives way until the others are within bounds."""
+        while len(self._visits) > 1 and (len(self._visits) > MOST_PEOPLE or self._bytes() > MOST_BYTES):
+            self._end_oldest()
 
     def leave(self, frontend: str) -> None:
         """A person has gone, or starts over."""
-        self._visits.pop(frontend, None)
+        if visit := self._visits.pop(frontend, None):
+            visit.end()
+
+    def _end_oldest(self) -> None:
+        self._visits.popitem(last=False)[1].end()
 
     def __len__(self) -> int:
         return len(self._visits)
@@ -131,16 +151,28 @@ class Pictures:
         """
         if not _ID.fullmatch(image):
             raise FrameError(f"{image[:80]!r} is no image of the Loop")
-        picture = self._kept.setdefault((organization, project, image), _Picture())
-        self._kept.move_to_end((organization, project, image))
-        while len(self._kept) > _KEPT:
+        key = organization, project, image
+        picture = self._kept.setdefault(key, _Picture())
+        self._kept.move_to_end(key)
+        try:
+            async with picture.turn:
+                if picture.pixels is None:
+                    path = Project(self._loop, organization, project).path("images", image, "main")
+                    answer = await self._loop.call("GET", path, limit=_MOST_FILE)
+                    picture.pixels = await to_thread.run_sync(_decoded, answer.content, limiter=self._threads)
+                return picture.pixels
+        finally:
+            self._trim()
+
+    def _trim(self) -> None:
+        """Forget what did not come, and the oldest until the others are within bounds."""
+        for key in [key for key, one in self._kept.items() if one.pixels is None and not one.turn.locked()]:
+            del self._kept[key]
+        while len(self._kept) > _MOST_PICTURES or self._bytes() > MOST_KEPT:
             self._kept.popitem(last=False)
-        async with picture.turn:
-            if picture.pixels is None:
-                path = Project(self._loop, organization, project).path("images", image, "main")
-                answer = await self._loop.call("GET", path, limit=_MOST_FILE)
-                picture.pixels = await to_thread.run_sync(_decoded, answer.content, limiter=self._threads)
-            return picture.pixels
+
+    def _bytes(self) -> int:
+        return sum(one.pixels.nbytes for one in self._kept.values() if one.pixels is not None)
 
 
 class _Picture:

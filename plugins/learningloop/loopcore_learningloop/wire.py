@@ -424,7 +424,7 @@ class UserInputData(Struct, kw_only=True):
 class UserInput(Struct, kw_only=True):
     """The argument of `handle_user_input`."""
 
-    frontend_id: str
+    frontend_id: Annotated[str, Meta(max_length=1000)]
     data: UserInputData
 
 

@@ -44,7 +44,7 @@ def silence() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_no_state_after_a_power_cut_breaks_a_promise() -> None:
     finding = crash_states(STATES, 0)
     print(*finding.row, finding.detail)

@@ -21,6 +21,7 @@ import pytest
 from loopcore.collect.outbox import Outbox, Taker
 from loopcore.collect.outbox.index import Index
 from loopcore.collect.outbox.records import HEADER_BYTES
+from loopcore.collect.outbox.rows import sealed, unsealed
 from loopcore.errors import OutboxFullError, StorageError
 from loopcore.types import Box
 
@@ -183,6 +184,23 @@ async def test_index_that_turns_out_damaged_at_work_is_made_anew(tmp_path, sampl
         assert await ids(outbox) == names
 
 
+async def test_index_whose_tables_are_of_different_ages_removes_no_file_that_a_sample_needs(tmp_path, sample, bounds):
+    """As a disk leaves it that says "synced" and has not: totals from before the samples came."""
+    names = await fill(tmp_path, bounds, sample, 2)
+    async with Outbox(tmp_path, bounds(), [A]) as outbox:  # which begins another file
+        names.append((await outbox.accept(*sample(2, size=40))).id)
+    with sqlite3.connect(tmp_path / "index.db") as db:
+        db.execute("DELETE FROM segments")
+        state = unsealed(
+            db.execute("SELECT next_seq, segment, offset, count, bytes, age, wall, crc FROM state").fetchone()
+        )
+        db.execute("UPDATE state SET count = 0, bytes = 0, crc = ?", sealed([*state[:3], 0, 0, *state[5:]])[-1:])
+    db.close()
+    async with Outbox(tmp_path, bounds(), [A]) as outbox:
+        leases = await outbox.lease("a", **ALL)
+        assert [kept.info.id for kept in await outbox.read(leases) if kept] == names
+
+
 async def drained(folder, bounds, sinks):
     """All that each sink gets from an outbox, to the last; then it must be empty, also after another start."""
     taken = {sink: set() for sink in sinks}
@@ -243,11 +261,9 @@ async def test_flipped_bit_in_the_log_of_the_index_after_a_kill_loses_no_sample(
         shutil.rmtree(folder)
 
 
-async def test_flipped_bit_in_rejected_is_found_when_it_is_to_come_back_and_the_rest_comes_back(
-    tmp_path, sample, bounds
-):
+async def test_damage_in_rejected_is_found_when_it_is_to_come_back_and_the_rest_comes_back(tmp_path, sample, bounds):
     async with Outbox(tmp_path, bounds(), [A]) as outbox:
-        names = [(await outbox.accept(*sample(n, size=40))).id for n in range(4)]
+        names = [(await outbox.accept(*sample(n, size=40))).id for n in range(6)]
         for lease in await outbox.lease("a", **ALL):
             await outbox.rejected("a", lease, "no")
     records = sorted(tmp_path.glob("rejected/a/*.json"))
@@ -255,11 +271,37 @@ async def test_flipped_bit_in_rejected_is_found_when_it_is_to_come_back_and_the_
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 0x80
         path.write_bytes(data)
+    records[2].with_suffix("").write_bytes(bytes(100))
+    records[3].with_suffix("").write_bytes(b"")
     async with Outbox(tmp_path, bounds(), [A]) as outbox:
         assert await outbox.retry("a") == 2
-        assert await ids(outbox) == names[2:]
-        assert (await outbox.status())["quarantined"] == 2
+        assert await ids(outbox) == names[4:]
+        assert (await outbox.status())["quarantined"] == 4
         assert await outbox.list_rejected() == []
+    assert len(list(tmp_path.glob("quarantine/*"))) == 8
+    assert list(tmp_path.glob("rejected/a/*")) == []
+
+
+STRAYS = ["1.seg", "0000000000000001 (copy).seg", f"{'9' * 30}.seg", "٣.seg", ".DS_Store"]
+
+
+@pytest.mark.parametrize("with_index", [True, False], ids=["with its index", "without"])
+async def test_what_others_put_beside_the_segments_is_left_alone(tmp_path, sample, bounds, with_index):
+    names = await fill(tmp_path, bounds, sample, 2)
+    whole, folder = segment(tmp_path), tmp_path / "segments"
+    for name in STRAYS:
+        shutil.copy(whole, folder / name)
+    (folder / f"{7:016d}.seg").mkdir()
+    (folder / f"{8:016d}.seg").symlink_to("nowhere")
+    os.mkfifo(folder / f"{9:016d}.seg")
+    strays = set(folder.iterdir()) - {whole}
+    if not with_index:
+        (tmp_path / "index.db").unlink()
+    async with Outbox(tmp_path, bounds(), [A]) as outbox:
+        await outbox.sweep()
+        assert await ids(outbox) == names
+        assert (await outbox.status())["operator_deleted"] == 0
+    assert strays <= set(folder.iterdir())
 
 
 async def test_what_stands_in_the_lock_or_the_reserve_does_not_matter(tmp_path, sample, bounds):
@@ -438,6 +480,21 @@ async def test_outbox_that_was_killed_opens_on_a_full_disk_and_gives_out_what_wa
             assert (await outbox.status())["count"] == 0
             late = await outbox.accept(*sample(20))
             assert await ids(outbox) == [late.id]
+
+
+async def test_outbox_without_reserve_takes_nothing_until_there_is_room_for_one(tmp_path, sample, bounds, faulty):
+    """A run that gave it up was killed; if the rest of the disk were filled, too, nothing could leave it any more."""
+    async with Outbox(tmp_path, bounds(), [A], disk=faulty) as outbox:
+        names = [(await outbox.accept(*sample(1))).id]
+    (tmp_path / "reserve").unlink()
+    faulty.room = 1 << 20
+    async with Outbox(tmp_path, bounds(), [A], disk=faulty) as outbox:
+        with pytest.raises(OutboxFullError, match="the disk is full"):
+            await outbox.accept(*sample(2))
+        assert await ids(outbox) == names
+        faulty.room = 1 << 40
+        await outbox.accept(*sample(2))
+    assert (tmp_path / "reserve").exists()
 
 
 @pytest.mark.skipif(not shutil.which("mount"), reason="needs a small disk, and there is no mount here")

@@ -30,7 +30,7 @@ from loopcore.cli.torture.world import Rules, World, sample
 
 STATES = 2_000
 SHARE, TORN = 0.02, 4
-ENOUGH_TO_FIND_A_FLAW = 500
+ENOUGH_TO_FIND_A_FLAW = 2_000
 JOURNALS = apsw.SQLITE_OPEN_MAIN_JOURNAL | apsw.SQLITE_OPEN_SUPER_JOURNAL | apsw.SQLITE_OPEN_WAL
 
 _names = count()
@@ -175,6 +175,8 @@ class Connection:
     def _translated(self, exc: apsw.Error) -> BaseException:
         if self._vfs.ended:
             return KilledError()
+        if isinstance(exc, apsw.ConnectionClosedError):
+            return sqlite3.ProgrammingError(str(exc))
         error = sqlite3.DatabaseError(str(exc))
         error.sqlite_errorcode = exc.extendedresult
         return error

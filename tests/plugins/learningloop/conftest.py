@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.register_assert_rewrite("acceptance")
+pytest.register_assert_rewrite("acceptance", "tracks")
 
 import cells  # noqa: E402
 import peers  # noqa: E402
@@ -42,6 +42,6 @@ def peer() -> Callable[[str], Path]:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Show the table of calls and answers, if it was made."""
     if table := cells.lines():
-        terminalreporter.write_sep("=", f"{len(cells.TABLE)} cells: what came of each answer to each call")
+        terminalreporter.write_sep("=", f"{len(cells.TABLE)} cells: what came of each answer to each call; seconds")
         for line in table:
             terminalreporter.write_line(line)

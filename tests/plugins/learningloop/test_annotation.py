@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,7 @@ import anyio
 import cv2
 import numpy as np
 import pytest
-from anyio import create_task_group, fail_after
+from anyio import create_task_group, fail_after, to_thread
 from loop import ANNOTATOR, ANNOTATOR_IMAGE, Answer, LoopServer, Nonsense
 from loopcore_learningloop import annotation, sockets, visits
 from loopcore_learningloop.annotation import Desk, svg_of
@@ -25,6 +25,7 @@ from loopcore.drivers.outline import OutlineAnnotator, OutlineOptions
 from loopcore.errors import PluginError
 from loopcore.imaging import encode_jpeg
 from loopcore.options import Options
+from loopcore.testing import make_jpeg
 
 pytestmark = pytest.mark.anyio
 
@@ -42,6 +43,7 @@ def anyio_backend() -> str:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sockets, "FIRST_S", 0.02)
+    monkeypatch.setattr(sockets, "LEAST_UP_S", 0.0)
 
 
 class Tracing(AnnotationSession):
@@ -290,6 +292,8 @@ async def test_annotation_that_the_loop_refuses_is_sent_again(loop: LoopServer) 
         given("left_mouse_down", coordinate={"x": "1", "y": 0}),
         given("left_mouse_down", category={"id": "1"}),
         given("left_mouse_down", context=None),
+        given("left_mouse_down", float("nan"), 0),
+        given("left_mouse_down", who="x" * 1001),
     ],
 )
 async def test_malformed_input_is_refused_with_the_path(loop: LoopServer, wrong: dict[str, Any]) -> None:
@@ -362,6 +366,64 @@ async def test_too_many_strokes_of_one_person_are_refused(loop: LoopServer, monk
     assert refused == ["too many strokes at once"] * 3
 
 
+async def test_strokes_that_wait_are_dropped_when_the_person_gives_up(loop: LoopServer) -> None:
+    begun, release = threading.Event(), threading.Event()
+
+    class Slow(Tracer):
+        def open(self, pixels: Any, label: str) -> AnnotationSession:
+            begun.set()
+            release.wait(10)
+            return super().open(pixels, label)
+
+    tracer = Slow()
+    async with desk(loop, tracer):
+        sid = await loop.sockets.node("annotation_node")
+        async with create_task_group() as tasks:
+            for event in ("left_mouse_down", "mouse_move", "left_mouse_up", "left_mouse_down"):
+                tasks.start_soon(loop.sockets.call, sid, "handle_user_input", given(event, 1, 1))
+            await to_thread.run_sync(begun.wait, 10)
+            await loop.sockets.handle_user_input(key("Escape"))
+            release.set()
+    assert tracer.log == [((48, 64, 3), "seal"), Stroke(kind=StrokeKind.PRESS, x=1, y=1)]
+
+
+async def test_pictures_at_work_are_bounded_in_number(loop: LoopServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(annotation, "AT_WORK", 2)
+    together = threading.Barrier(3, timeout=0.3)
+
+    class Slow(Tracer):
+        def open(self, pixels: Any, label: str) -> AnnotationSession:
+            with suppress(threading.BrokenBarrierError):
+                together.wait()
+                self.log.append("three at once")
+            return super().open(pixels, label)
+
+    tracer = Slow()
+    async with desk(loop, tracer), create_task_group() as tasks:
+        for who in ("ada", "bob", "eve"):
+            tasks.start_soon(partial(draw, loop, who=who))
+    assert "three at once" not in tracer.log
+    assert len(loop.annotations) == 3
+
+
+async def test_pictures_are_kept_within_bounds(loop: LoopServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(visits, "MOST_KEPT", 48 * 64 * 3)
+    loop.store[ANNOTATOR].add_image(make_jpeg(1), state="complete", id="another")
+    async with desk(loop, Tracer()):
+        for image in (ANNOTATOR_IMAGE, ANNOTATOR_IMAGE, "another", ANNOTATOR_IMAGE):
+            assert (await draw(loop, image_uuid=image))[-1]["success"]
+    assert [call.name for call in loop.calls].count("image") == 3
+
+
+@pytest.mark.parametrize("name", ["", ".", ".."])
+async def test_project_that_would_lead_elsewhere_is_refused(loop: LoopServer, name: str) -> None:
+    async with desk(loop, Tracer()):
+        (ack, *_) = await draw(loop, context={"organization": name, "project": PROJECT})
+    assert ack["success"] is False
+    assert "is no name of a project" in ack["error_msg"]
+    assert "image" not in {call.name for call in loop.calls}
+
+
 async def test_people_are_bounded_in_number_age_and_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(visits, "MOST_PEOPLE", 3)
     monkeypatch.setattr(visits, "MOST_BYTES", 2500)
@@ -370,11 +432,15 @@ async def test_people_are_bounded_in_number_age_and_pixels(monkeypatch: pytest.M
     pixels = [np.zeros((10, 100), np.uint8) for _ in range(3)]
     for name, array in zip("abc", pixels, strict=True):
         people.enter(name).begin(subject, Tracing([], np.zeros((1, 1, 3)), ""), array)
-    people.enter("c")
+    people.trim()
     assert len(people) == 2
+    first = people.enter("b")
     for name in "defg":
         people.enter(name)
     assert len(people) == 3
+    assert first.over
+    assert first.begin(subject, Tracing([], np.zeros((1, 1, 3)), ""), pixels[0]).pixels is pixels[0]
+    assert first.object is None
     monkeypatch.setattr(visits, "FORGET_S", -1.0)
     people.enter("h")
     assert len(people) == 1

@@ -31,6 +31,7 @@ def anyio_backend() -> str:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sockets, "FIRST_S", 0.02)
+    monkeypatch.setattr(sockets, "LEAST_UP_S", 0.0)
     monkeypatch.setattr(sockets, "CYCLE_S", 3600.0)
     monkeypatch.setattr(jobs, "LEAST_S", 0.0)
 

@@ -188,6 +188,7 @@ async def test_a_detector_moves_over_by_its_environment_and_its_data_folder(loop
         assert answer.status_code == 200
         uploads = await loop.uploads.wait(3)
         assert sorted(upload.metadata["tags"][0] for upload in uploads) == ["left", "left", "new"]
+        await running.says("taken over count=2")
         assert await running.end() == 0
     assert "krill" not in running.said
     assert not list((data / "outbox").glob("*/*/image_*"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import logging
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -14,10 +16,11 @@ import pytest
 import trustme
 from anyio import create_task_group, fail_after
 from anyio.abc import ByteStream, SocketAttribute, TaskGroup
+from anyio.streams.buffered import BufferedByteReceiveStream
 from anyio.streams.tls import TLSListener
 from engineio.base_client import connected_clients
 from loop import Answer, LoopServer, Nonsense, Reset
-from loopcore_learningloop import connection
+from loopcore_learningloop import connection, fence
 from loopcore_learningloop.connection import connected
 
 from loopcore.errors import RetryableError
@@ -35,6 +38,11 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "_LEAVE_S", 0.1)
+
+
+@pytest.fixture(autouse=True)
 async def nothing_is_left() -> AsyncIterator[None]:
     yield
     coroutines: list[Any] = [task.get_coro() for task in asyncio.all_tasks()]
@@ -48,9 +56,11 @@ async def ignore(*_: Any) -> None:
 
 
 @asynccontextmanager
-async def open_connection(url: str, ca: Path | None = None) -> AsyncIterator[connection.Connection]:
+async def open_connection(
+    url: str, ca: Path | None = None, hear: connection.Hear = ignore
+) -> AsyncIterator[connection.Connection]:
     with fail_after(20):
-        async with connected(url, tls(url, ca), HEADERS, ignore) as opened:
+        async with connected(url, tls(url, ca), HEADERS, hear) as opened:
             yield opened
 
 
@@ -156,6 +166,128 @@ async def test_handshake_without_sense_is_an_error_that_can_be_tried_again(loop:
     with pytest.raises(RetryableError):
         async with open_connection(loop.url):
             pass
+
+
+# A Loop that means ill
+
+OPEN = b'0{"sid":"1","upgrades":[],"pingInterval":25000,"pingTimeout":20000}'
+IN = b'40{"sid":"2"}'
+
+
+@asynccontextmanager
+async def polled(*answers: bytes, again: bytes = b"", deaf: bool = False) -> AsyncIterator[str]:
+    """A Loop without websockets.
+
+    Args:
+        answers: To GET, one after the other.
+        again: To every GET after them; by default they are not answered.
+        deaf: From the second POST on there is no answer to any.
+    """
+    left, heard = list(answers), 0
+
+    async def answer(reader: BufferedByteReceiveStream) -> bytes:
+        nonlocal heard
+        head = await reader.receive_until(b"\r\n\r\n", 10_000)
+        if not head.startswith(b"POST"):
+            return left.pop(0) if left else again
+        await reader.receive_exactly(int(head.lower().partition(b"content-length:")[2].split()[0]))
+        heard += 1
+        return b"" if deaf and heard > 1 else b"ok"
+
+    async def serve(stream: ByteStream) -> None:
+        reader = BufferedByteReceiveStream(stream)
+        async with stream:
+            with suppress(anyio.EndOfStream, anyio.BrokenResourceError, anyio.IncompleteRead):
+                while body := await answer(reader):
+                    await stream.send(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+                await anyio.sleep_forever()
+
+    async with listening(serve) as port:
+        yield f"http://127.0.0.1:{port}"
+
+
+async def test_loop_that_floods_and_does_not_listen_is_left() -> None:
+    flood = b"\x1e".join([b'420["begin_training"]'] * 16)
+    async with polled(OPEN, IN, again=flood, deaf=True) as url, open_connection(url) as opened:
+        with fail_after(5):
+            await opened.over.wait()
+
+
+async def test_answer_without_end_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fence, "MESSAGE_BYTES", 1000)
+    async with polled(OPEN + b" " * 1000) as url:
+        with pytest.raises(RetryableError, match="more than 1000 bytes"):
+            async with open_connection(url):
+                pass
+    async with polled(OPEN, IN, b"6" * 1001) as url, open_connection(url) as opened:
+        await opened.over.wait()
+
+
+MESSAGES = [
+    b"4",
+    b"42",
+    b"42{}",
+    b"42[]",
+    b"42[{}]",
+    b"42" + b"[" * 100_000,
+    b'42["x",' + b"9" * 5000 + b"]",
+    b"41/elsewhere,",
+    b'40/elsewhere,{"sid":[]}',
+    b'451-["begin_training",{"_placeholder":true,"num":0}]',
+    b"bAAAA",
+    b'461-0[{"_placeholder":true,"num":9}]',
+    b"430[]",
+    b"437[]",
+    b"43",
+    b"49",
+]
+
+
+@pytest.mark.parametrize("payload", [b"\x1e".join(MESSAGES), b"3\x1e5\x1e9", b"b!!!"], ids=lambda one: repr(one[-9:]))
+async def test_messages_without_sense_are_left_and_neither_told_nor_in_the_way(
+    payload: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    untold: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: untold.append(context))
+    heard: list[Any] = []
+
+    async def hear(*event: Any) -> None:
+        heard.append(event)
+
+    async with polled(OPEN, IN, payload) as url, open_connection(url, hear=hear) as opened:
+        with pytest.raises(RetryableError):
+            await opened.call("update_trainer", limit_s=0.05)
+        with pytest.raises(RetryableError):
+            await opened.call("update_trainer", limit_s=0.05)
+    del opened
+    gc.collect()
+    assert untold == heard == []
+    assert [one.getMessage() for one in caplog.records if one.levelno > logging.INFO] == []
+
+
+async def test_namespace_that_nobody_has_asked_for_is_no_obstacle() -> None:
+    async with polled(OPEN, b'40/elsewhere,{"sid":"3"}\x1e' + IN) as url, open_connection(url) as opened:
+        assert not opened.over.is_set()
+
+
+@pytest.mark.parametrize("interval", [b"1e400", b"1" + b"0" * 400, b"-1", b"NaN", b"[" * 100_000])
+async def test_beat_without_sense_is_an_error_that_can_be_tried_again(
+    interval: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "CONNECT_S", 0.3)
+    async with polled(OPEN.replace(b"25000", interval)) as url:
+        with pytest.raises(RetryableError):
+            async with open_connection(url) as opened:
+                await opened.call("update_trainer", limit_s=0.05)
+
+
+async def test_acknowledgement_that_never_comes_is_forgotten() -> None:
+    async with polled(OPEN, IN) as url, open_connection(url) as opened:
+        for _ in range(3):
+            with suppress(RetryableError):
+                await opened.call("update_trainer", limit_s=0.01)
+        gc.collect()
+        assert sum(isinstance(one, connection._Answer) for one in gc.get_objects()) <= 1
 
 
 async def test_nobody_there_is_an_error_that_can_be_tried_again(loop: LoopServer) -> None:

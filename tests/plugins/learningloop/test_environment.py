@@ -122,7 +122,8 @@ def test_a_variable_becomes_the_key_that_says_the_same(
 WRONG: list[tuple[Role, dict[str, str], str, str]] = [
     (DETECTOR, {"LOOP_HOST": "ftp://loop.local"}, "LOOP_HOST", "a host"),
     (DETECTOR, {"LOOP_HOST": "loop.local/sub"}, "LOOP_HOST", "a host"),
-    (DETECTOR, {"LOOP_HOST": "me:secret@loop.local"}, "LOOP_HOST", "a host"),
+    (DETECTOR, {"LOOP_HOST": "me:secret@loop.local"}, "LOOP_HOST", "a host without credentials"),
+    (DETECTOR, {"LOOP_HOST": "https://me:secret@[::1"}, "LOOP_HOST", "a host without credentials"),
     (DETECTOR, {"LOOP_HOST": "loop.local:port"}, "LOOP_HOST", "a host"),
     (DETECTOR, {"LOOP_HOST": "http://"}, "LOOP_HOST", "a host"),
     (DETECTOR, {"LOOP_HOST": "[::1"}, "LOOP_HOST", "a host"),
@@ -168,6 +169,7 @@ def test_a_wrong_value_is_named_with_what_was_expected(
         configured(role, **variables)
     assert caught.value.key == key
     assert words in str(caught.value)
+    assert "secret" not in str(caught.value)
 
 
 def test_a_converter_must_be_told_what_it_converts() -> None:
@@ -296,3 +298,7 @@ def test_what_no_node_does_is_said_in_one_warning() -> None:
         made = configured(TRAINER, Choices(trainer=trainer), **ALL)
         (warning,) = [one for one in made.warnings if "nothing here does" in one]
         assert warning.endswith(f": {names}")
+    made = configured(DETECTOR, Choices(backend="mine"), **ALL)
+    (warning,) = [one for one in made.warnings if "nothing here does" in one]
+    assert warning.endswith(": WEIGHT_TYPE, CONF_THRESHOLD, IOU_THRESHOLD, UVICORN_RELOAD")
+    assert made.table["backend"].keys() == {"driver", "model", "remember", "exclusive"}

@@ -41,6 +41,7 @@ def anyio_backend() -> str:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sockets, "FIRST_S", 0.02)
+    monkeypatch.setattr(sockets, "LEAST_UP_S", 0.0)
     monkeypatch.setattr(sockets, "CYCLE_S", 3600.0)
     monkeypatch.setattr(jobs, "LEAST_S", 0.0)
 
@@ -108,6 +109,19 @@ async def test_malformed_training_is_refused_over_the_wire(loop: LoopServer) -> 
     assert "training_number" in ack["error_msg"]
 
 
+@pytest.mark.parametrize("wish", [{"base_model_uuid": "no\nuuid"}, {"model_variant": "huge"}], ids=str)
+async def test_model_that_is_not_there_is_told_once_and_by_nobody_who_is_refused(
+    loop: LoopServer, wish: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with trainer(loop):
+        assert (await loop.sockets.begin_training(DEMO, 7, **wish))["success"] is True
+        for _ in range(3):
+            assert (await loop.sockets.begin_training(DEMO, 8, **wish))["payload"] == "refused"
+    warnings = [one.getMessage() for one in caplog.records if "does not have" in one.getMessage()]
+    assert len(warnings) == 1
+    assert warnings[0].isprintable()
+
+
 async def test_training_is_stopped_and_aborted(loop: LoopServer) -> None:
     async with trainer(loop) as role:
         for _ in range(2):
@@ -139,7 +153,7 @@ async def test_every_state_is_told_however_short_it_was(loop: LoopServer) -> Non
         for step in steps:
             for finished in (False, True):
                 role.worker.set(JobState(job=job(), step=step, finished=finished))
-                await anyio.wait_all_tasks_blocked()
+                await role.worker.seen.wait()
         role.worker.set(None)
         await loop.trainers.until(lambda report: report.body["state"] == "idle", after=1)
     told = [report.body["state"] for report in loop.trainers]

@@ -152,7 +152,7 @@ async def test_only_a_training_takes_a_model_and_the_same_again_is_a_conflict(
 
 async def test_detections_of_strangers_are_refused(loop: LoopServer, client: httpx.AsyncClient) -> None:
     kinds = ("box", "point", "segmentation", "classification")
-    found = {f"{kind}_detections": [] for kind in kinds}
+    found: dict[str, Any] = {f"{kind}_detections": [] for kind in kinds}
     known = next(iter(loop.store[DEMO].images))
     assert (await client.post(f"{PROJECT}/detections", json=[found | {"image_id": known}])).status_code == 200
     assert (await client.post(f"{PROJECT}/detections", json=[found | {"image_id": "stranger"}])).status_code == 422
@@ -252,7 +252,7 @@ class Node:
         return await self.socket.call(event, args, timeout=within)
 
 
-IDLE = {
+IDLE: dict[str, Any] = {
     "id": "7", "name": "trainer", "state": "idle", "uptime": None, "errors": {}, "progress": None,
     "pretrained_models": [], "architecture": None, "context": None,
 }  # fmt: skip

@@ -8,14 +8,16 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 from anyio import create_task_group, fail_after
 from engineio.base_client import connected_clients
 from loop import Answer, LoopServer, LoseAnswer, Nonsense, Reset, Stall
-from loopcore_learningloop import sockets, wire
+from loopcore_learningloop import hearing, sockets, wire
 from loopcore_learningloop.client import Loop
+from loopcore_learningloop.hearing import Listener
 from loopcore_learningloop.options import LoopOptions
-from loopcore_learningloop.sockets import Listener, Patience, Socket
+from loopcore_learningloop.sockets import Patience, Socket
 
 from loopcore import Secret
 from loopcore.errors import ConfigError, RetryableError
@@ -37,6 +39,7 @@ def anyio_backend() -> str:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sockets, "FIRST_S", 0.02)
     monkeypatch.setattr(sockets, "CYCLE_S", 0.05)
+    monkeypatch.setattr(sockets, "LEAST_UP_S", 0.0)
 
 
 def options(server: LoopServer, **more: Any) -> LoopOptions:
@@ -146,6 +149,7 @@ async def test_guest_is_let_in_where_the_loop_knows_guests(loop: LoopServer) -> 
 
 async def test_loop_that_refuses_is_not_stormed(loop: LoopServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Six refusals: each pause is at most so long as twice the one before, and the last is many times the first."""
+    monkeypatch.setattr(sockets, "FIRST_S", 0.005)
     pauses: list[float] = []
     pause = Patience.pause
     monkeypatch.setattr(Patience, "pause", lambda self: pauses.append(pause(self)) or pauses[-1])
@@ -154,7 +158,7 @@ async def test_loop_that_refuses_is_not_stormed(loop: LoopServer, monkeypatch: p
         await loop.connections.wait(7)
         loop.faults.lift()
         await loop.annotators.wait(1)
-    assert all(0.01 * 2**row <= seconds <= 0.02 * 2**row for row, seconds in enumerate(pauses[:6]))
+    assert all(0.0025 * 2**row <= seconds <= 0.005 * 2**row for row, seconds in enumerate(pauses[:6]))
 
 
 async def test_patience_has_a_ceiling_and_jitter() -> None:
@@ -227,7 +231,7 @@ async def test_listener_that_fails_says_why(loop: LoopServer) -> None:
 
 
 async def test_listener_that_takes_too_long_is_broken_off(loop: LoopServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sockets, "HANDLE_S", 0.05)
+    monkeypatch.setattr(hearing, "HANDLE_S", 0.05)
 
     async def act(word: str, number: int) -> wire.Ack:
         await anyio.sleep_forever()
@@ -269,7 +273,7 @@ async def test_events_are_heard_in_order_and_side_by_side(loop: LoopServer) -> N
 
 
 async def test_more_events_than_can_wait_are_refused(loop: LoopServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sockets, "AT_ONCE", 2)
+    monkeypatch.setattr(hearing, "AT_ONCE", 2)
     release = anyio.Event()
 
     async def act(_: str, number: int) -> wire.Ack:
@@ -306,6 +310,91 @@ async def test_restart_is_acknowledged_and_ends_the_role(loop: LoopServer) -> No
                 ack = await emit(loop, "restart")
                 await ended.wait()
     assert ack == {"success": True, "error_msg": None, "payload": None}
+
+
+async def test_restart_is_not_forgotten_when_the_connection_goes_meanwhile(
+    loop: LoopServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard, obeyed = anyio.Event(), anyio.Event()
+    restart, leave = Socket._restart, Socket._leave_if_over
+    monkeypatch.setattr(Socket, "_restart", lambda self, *_: (heard.set(), restart(self))[1])
+    monkeypatch.setattr(Socket, "_leave_if_over", lambda self: (leave(self), obeyed.set()))
+    with fail_after(20):
+        async with Loop(options(loop)) as client, create_task_group() as tasks:
+            socket = Socket(client, "annotation_node", NOWHERE)
+            ended = anyio.Event()
+
+            async def run(*, task_status: Any) -> None:
+                await socket.run(task_status=task_status)
+                ended.set()
+
+            async def ask(sid: str) -> None:
+                with pytest.raises(ConnectionError):  # the acknowledgement does not arrive
+                    await loop.sockets.call(sid, "restart")
+
+            await tasks.start(run)
+            await socket.connected()
+            sid = await loop.sockets.node("annotation_node")
+            monkeypatch.setattr(sockets, "LEAST_UP_S", anyio.current_time() - socket._since + 0.4)
+            tasks.start_soon(ask, sid)
+            await heard.wait()
+            monkeypatch.setattr(client, "ready", obeyed.wait)  # no new connection before
+            socket.renew("a test wants it")
+            await ended.wait()
+            tasks.cancel_scope.cancel()
+
+
+async def test_loop_that_asks_for_a_restart_at_once_does_not_wear_the_supervisor_out(
+    loop: LoopServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sockets, "LEAST_UP_S", 3600.0)
+    async with running(loop) as socket:
+        sid = await loop.sockets.node("annotation_node")
+        async with create_task_group() as tasks:
+            for _ in range(3):
+                tasks.start_soon(loop.sockets.call, sid, "restart")
+            await loop.annotators.wait(3)
+            tasks.cancel_scope.cancel()
+        assert await socket.call(EVENT, STATUS, limit_s=5) == wire.Ack(success=True)
+    assert len(loop.connections) == 1
+
+
+DEEP: list[Any] = []
+for _ in range(200):
+    DEEP = [DEEP]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [float("nan"), float("inf"), "\ud800", {"\udfff": 1}, DEEP, {"a": {"b": DEEP}}, b"bytes"],
+    ids=lambda value: repr(value)[:20],
+)
+async def test_arguments_that_cannot_be_written_again_stay_outside(loop: LoopServer, value: Any) -> None:
+    """A job is noted on disk: what cannot be, must not come so far."""
+    given: list[Any] = []
+
+    async def act(value: dict[str, Any]) -> wire.Ack:
+        given.append(msgspec.json.encode(value))
+        return wire.Ack(success=True)
+
+    async with running(loop, listening(act, tuple[dict[str, Any]])) as socket:
+        sid = await loop.sockets.node("annotation_node")
+        async with create_task_group() as tasks:
+            tasks.start_soon(loop.sockets.call, sid, "begin_training", {"a": value})
+            await loop.annotators.wait(3)
+            tasks.cancel_scope.cancel()
+        assert await socket.call(EVENT, STATUS, limit_s=5) == wire.Ack(success=True)
+    assert given in ([], [b'{"a":null}'])
+    assert len(loop.connections) == 1
+
+
+async def test_loops_words_do_not_forge_lines_of_the_log(loop: LoopServer) -> None:
+    with pytest.raises(RetryableError) as caught:
+        sockets.accepted(
+            "update_trainer", wire.Ack(success=False, error_msg="no\nERROR all is lost\x1b[2J" + "!" * 9999)
+        )
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 400
 
 
 async def test_call_does_not_outwait_its_connection(loop: LoopServer) -> None:

@@ -29,7 +29,11 @@ OLD = {"id": MODEL, "categories": [SEAL], "training_number": 7, "resolution": 64
 
 
 class ScriptedWorker:
-    """A worker whose state a test sets; it takes one job at a time and does nothing with it."""
+    """A worker whose state a test sets; it takes one job at a time and does nothing with it.
+
+    Attributes:
+        seen: Set once somebody has looked at the newest state, and waits for the next.
+    """
 
     def __init__(self) -> None:
         self.told: list[str] = []
@@ -37,11 +41,13 @@ class ScriptedWorker:
         self.answer: Accepted | Declined | Exception = Accepted()
         self._state: JobState | None = None
         self._changed = anyio.Event()
+        self.seen = anyio.Event()
 
     def set(self, state: JobState | None) -> None:
         self._state = state
         self._changed.set()
         self._changed = anyio.Event()
+        self.seen = anyio.Event()
 
     async def offer(self, job: Job) -> Accepted | Declined:
         if isinstance(self.answer, Exception):
@@ -69,6 +75,7 @@ class ScriptedWorker:
         return INFO
 
     async def changed(self) -> None:
+        self.seen.set()
         await self._changed.wait()
 
 

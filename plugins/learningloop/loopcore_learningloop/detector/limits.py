@@ -16,7 +16,7 @@ from anyio import CancelScope
 from msgspec import Struct
 
 MAX_EVENTS = 8
-MAX_PENDING = 512 * 1024 * 1024
+MAX_PENDING = 256 * 1024 * 1024
 STILL_S = 20.0
 """How long an answer may wait for its client to take it."""
 

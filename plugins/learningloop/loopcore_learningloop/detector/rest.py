@@ -21,8 +21,7 @@ _Handle = Callable[[Request], Awaitable[Answer]]
 _OK = answer_json("OK")
 _YES, _NO = ("1", "true", "yes", "on", "t", "y"), ("0", "false", "no", "off", "f", "n")
 _NAMES = {
-    name.encode(): name
-    for name in ("autoupload", "tags", "source", "state", "upload_priority", *CAMERA, *CREATED)
+    name.encode(): name for name in ("autoupload", "tags", "source", "state", "upload_priority", *CAMERA, *CREATED)
 }
 _MEDIA = "application/octet-stream"
 

@@ -139,7 +139,8 @@ class Sockets:
 
 def _session(scope: Scope) -> str:
     """The session that a request belongs to; empty if it begins one."""
-    return parse_qs(scope["query_string"].decode("latin-1")).get("sid", [""])[0]
+    query: bytes = scope["query_string"]
+    return parse_qs(query.decode("latin-1")).get("sid", [""])[0]
 
 
 async def _refuse(scope: Scope, send: Send) -> None:

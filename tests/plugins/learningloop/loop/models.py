@@ -92,7 +92,8 @@ async def create_model(loop: LoopServer, project: Project, request: Request) -> 
         content = await part.read()
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
-    model = project.add_model(project.next_version(), **{request.path_params["format"]: files})
+    model = project.add_model(project.next_version())
+    project.receive(model, request.path_params["format"], files)
     _note(loop, project, model, request.path_params["format"], files)
     return JSONResponse(model.listed)
 

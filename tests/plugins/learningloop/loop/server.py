@@ -27,7 +27,6 @@ from loop.store import Store
 T = TypeVar("T")
 
 START_S = 10
-_TURNS = 6  # of the loop, from a connection that the system has accepted to one that is lost
 
 
 class LoopServer(AsyncContextManagerMixin):
@@ -195,12 +194,20 @@ class _Server(uvicorn.Server):
         await self.ended.wait()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        listening = [one for server in self.servers for one in server.sockets]
+        for one in listening:
+            asyncio.get_running_loop().remove_reader(one)
+        await _turns()  # what the system has accepted becomes a connection: a server that is closed leaves it half made
         for server in self.servers:
             server.close()
-        for _ in range(_TURNS):
-            for connection in list(self.server_state.connections):
-                connection.transport.abort()
-            await asyncio.sleep(0)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        await _turns()
+
+
+async def _turns() -> None:
+    for _ in range(4):
+        await asyncio.sleep(0)
 
 
 async def across(future: Future[T]) -> T:

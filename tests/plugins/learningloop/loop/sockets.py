@@ -125,7 +125,7 @@ class Sockets:
         return None
 
     def _receive(self, event: str, sid: str, args: tuple[Any, ...], shape: type[Any], book: Book[Report]) -> Any:
-        project, body = "/".join(map(str, args[:-1])), args[-1] if args else None
+        project, body = "/".join(map(str, args[:-1])), args[-1] if args else {}
         wrong = wrong_with(body, shape) or self._wrong_place(event, project)
         if wrong:
             self._loop.complaints.add(f"{event}: {wrong}")

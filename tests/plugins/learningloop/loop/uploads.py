@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import simplejpeg
 from starlette.datastructures import UploadFile
@@ -70,7 +70,7 @@ def _store(loop: LoopServer, project: Project, entry: Upload) -> None:
     if (entry.stem, content) in project.by_hash:
         loop.duplicates.add(entry)
         return
-    detections = {
+    detections: dict[str, Any] = {
         key: entry.metadata.get(key) or [] for key in ("box_detections", "point_detections", "segmentation_detections")
     }
     tags = [{"id": name, "name": name} for name in entry.metadata.get("tags", ())]
