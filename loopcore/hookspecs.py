@@ -48,7 +48,7 @@ GONE = "loopcore.gone"
 
 
 class until_gone:  # noqa: N801 - it reads as a statement
-    """`with until_gone(scope):` a block of a mounted application that ends when the client of an HTTP request goes away.
+    """`with until_gone(scope):` a block of a mounted application that ends when the client of a request goes away.
 
     Then the whole request is cancelled, since nobody reads an answer. Under another server than the node's own the
     block is as any other.

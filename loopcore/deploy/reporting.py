@@ -71,5 +71,7 @@ class Reporter:
             )
             self._failing = True
             return min((exc.retry_after_s if isinstance(exc, RetryableError) else None) or 0.0, MOST_ASKED_S)
+        if self._failing:
+            _log.info("A platform takes reports again platform=%s", self._platform)
         self._failing = False
         return 0.0

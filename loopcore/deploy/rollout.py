@@ -146,6 +146,8 @@ class Rollout:
             wait_s = self._patience.wait_s(exc, self._random)
             self._fail(exc, self._patience.failures)
             return wait_s
+        if self._patience.failures:
+            _log.info("The platform of a rollout answers again from=%s to=%s", self._source, self._place.name)
         self._patience.failures = 0
         return self._every_s
 

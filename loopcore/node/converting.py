@@ -113,6 +113,8 @@ class Conversion:
             self._show("failed")
             self._error = str(exc)
             return self._patience.wait_s(exc, self._random)
+        if self._patience.failures:
+            _log.info("Conversions go on platform=%s", self._table.platform)
         self._patience.failures = 0
         self._error = None
         self._show("idle")

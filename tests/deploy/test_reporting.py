@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -71,9 +72,12 @@ async def test_changes_during_a_report_are_in_the_next_one_together() -> None:
 
 
 @pytest.mark.parametrize("error", [RetryableError("away"), KeyError("x"), RetryableError("busy", retry_after_s=0.001)])
-async def test_a_report_that_fails_is_logged_once_and_disturbs_nobody(
+async def test_reports_that_fail_are_logged_once_and_so_is_their_end(
     error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     async with reporting(0.001, error, error) as desk:
         assert await desk.next() == 3
+        await desk.next()
     assert len([record for record in caplog.records if "takes no report" in record.message]) == 1
+    assert len([record for record in caplog.records if "takes reports again" in record.message]) == 1

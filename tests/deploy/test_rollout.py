@@ -247,7 +247,10 @@ async def test_a_conversion_that_failed_is_shown_as_a_refusal_and_asked_for_agai
         assert bench.rollout.showing.state == "current"
 
 
-async def test_a_platform_that_is_away_changes_nothing_that_serves(tmp_path: Path) -> None:
+async def test_a_platform_that_is_away_changes_nothing_that_serves(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     async with rolling(tmp_path, info("x")) as bench:
         await bench.until("current")
         bench.target.errors.append(RetryableError("it is away"))
@@ -255,6 +258,10 @@ async def test_a_platform_that_is_away_changes_nothing_that_serves(tmp_path: Pat
         await bench.until("failed")
         assert bench.rollout.status()["target"] == {"name": "gate", "version": "1", "id": "x"}
         assert bench.place.live == info("x")
+        assert "answers again" not in caplog.text
+        bench.rollout.wake()
+        await bench.until("current")
+        assert "answers again from=acme" in caplog.text
 
 
 async def test_a_platform_that_breaks_its_contract_ends_nothing(tmp_path: Path) -> None:

@@ -288,5 +288,6 @@ class _Translation:
         source, found, target = (self._choices.edge or "").partition("-to-")
         if not (source and found and target):
             expected = "expected what to convert, such as yolov5_wts-to-onnx"
-            raise ConfigError(f"{expected}, got {self._choices.edge!r}", key="--convert")
+            got = f", got {self._choices.edge!r}" if self._choices.edge else ""
+            raise ConfigError(f"{expected}{got}", key="--convert")
         return {"conversions": [{"platform": _NAME, "from": source, "to": target, "every": "60 s"}]}

@@ -17,7 +17,7 @@ async def problems(loop: Loop, project: Project | None) -> Sequence[Problem]:
     try:
         await loop.ready()
     except RemoteError as exc:
-        return [Problem(message=f"the Learning Loop is not ready: {exc}")]
+        return [Problem(message=f"the Learning Loop is not ready; is the url right? ({exc})")]
     try:
         await loop.login()
         if project is not None:
