@@ -116,6 +116,7 @@ class Rollout:
     def wake(self) -> None:
         """Look at once, and try again what has failed: a person has changed what may come."""
         self._resting.clear()
+        self._patience.failures = 0
         self._woken.set()
 
     def status(self) -> dict[str, Any]:

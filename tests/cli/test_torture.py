@@ -138,12 +138,19 @@ class Terminal:
         return self._process.wait()
 
 
+IN_TERMINAL = """
+import os, sys
+os.login_tty(int(sys.argv[1]))
+os.execv(sys.executable, [sys.executable, "-m", "loopcore", *sys.argv[2:]])
+"""
+
+
 @pytest.fixture
 def terminal(tmp_path: Path) -> Iterator[Terminal]:
     master, slave = os.openpty()
-    command = [sys.executable, "-m", "loopcore", "torture", "--long", "--dir", str(tmp_path)]
+    command = [sys.executable, "-c", IN_TERMINAL, str(slave), "torture", "--long", "--dir", str(tmp_path)]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "PYTHONWARNINGS": "error"}
-    with subprocess.Popen(command, env=environment, preexec_fn=lambda: os.login_tty(slave)) as process:
+    with subprocess.Popen(command, env=environment, pass_fds=[slave]) as process:
         os.close(slave)
         yield Terminal(master, process)
         process.kill()

@@ -26,8 +26,8 @@ from loopcore.cli.torture.promises import BrokenPromiseError
 from loopcore.cli.torture.world import World
 from loopcore.errors import LoopcoreError
 
-_BATCH = 1000
-_HISTORIES = 20
+_BATCH = 500
+_HISTORIES = 10
 _STEPS = 25
 _MOST_BROKEN = 10
 _BATCHES_A_PROCESS = 4

@@ -214,7 +214,9 @@ async def test_a_client_that_does_not_take_its_answers_is_cut_off(
         f"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {'A' * 22}==\r\n\r\n"
     )
     async with serve() as url, await anyio.connect_tcp("127.0.0.1", int(url.rpartition(":")[2])) as stream:
-        await stream.send(head.encode() + frame(b"40"))
+        await stream.send(head.encode())
+        assert (await stream.receive()).startswith(b"HTTP/1.1 101")
+        await stream.send(frame(b"40"))
         with suppress(anyio.BrokenResourceError):
             while True:  # each asks for an answer of a megabyte, and none is read
                 await stream.send(frame(b'421["big"]'))
