@@ -91,6 +91,7 @@ HELD = {
         "tests/test_imaging.py::test_a_picture_of_nothing_but_notes_is_refused_before_they_are_all_read",
     ],
     "S19 Socket.IO clients that take all there is": [
+        f"{SOCKETS}::test_a_token_is_asked_for_before_a_session_begins",
         f"{SOCKETS}::test_a_message_beyond_the_largest_ends_the_connection",
         f"{SOCKETS}::test_events_beyond_the_number_wait_and_none_is_lost",
         f"{SOCKETS}::test_who_sends_more_than_all_together_may_hold_is_cut_off",
@@ -100,6 +101,7 @@ HELD = {
         f"{SOCKETS}::test_nonsense_harms_nobody_else",
         "tests/server/test_messages.py::test_unfinished_messages_of_all_together_have_a_bound",
         "tests/server/test_messages.py::test_a_message_that_stands_still_is_hung_up_on",
+        "tests/server/test_bodies.py::test_bodies_of_all_together_have_a_bound_and_small_ones_pass",
         "tests/server/test_messages.py::test_a_message_in_very_many_pieces_is_cut_off",
         "tests/plugins/learningloop/detector/test_rest.py::test_no_other_page_may_call_and_no_answer_is_for_all",
     ],

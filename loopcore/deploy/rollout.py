@@ -111,6 +111,7 @@ class Rollout:
         self._patience = Patience(first_s=max(every_s, 1.0))
         self._resting = Resting(max(every_s, 5.0), self._random)
         self._woken = Event()
+        self._away = False
         self._wanted: ModelInfo | None = None
 
     def wake(self) -> None:
@@ -146,9 +147,11 @@ class Rollout:
         except LoopcoreError as exc:
             wait_s = self._patience.wait_s(exc, self._random)
             self._fail(exc, self._patience.failures)
+            self._away = True
             return wait_s
-        if self._patience.failures:
+        if self._away:
             _log.info("The platform of a rollout answers again from=%s to=%s", self._source, self._place.name)
+        self._away = False
         self._patience.failures = 0
         return self._every_s
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from math import inf, isfinite
+from types import MappingProxyType
 from typing import Any
 
 from msgspec import Struct, field
@@ -23,19 +24,30 @@ from loopcore.types import (
 )
 from loopcore_learningloop import wire
 
+SAID = "learningloop_category_ids"
+"""The key in `Prediction.extra` of the ids that a client has sent with the names of categories."""
+
 
 class Categories:
-    """A project's categories, found by name; of several with one name, the one of the fitting type."""
+    """A project's categories, found by name; of several with one name, the one of the fitting type.
 
-    def __init__(self, categories: Iterable[wire.Category] = ()) -> None:
+    Args:
+        categories: The categories.
+        said: Ids for names that none of these has, as somebody has said them.
+    """
+
+    def __init__(
+        self, categories: Iterable[wire.Category] = (), said: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         self.all = tuple(categories)
+        self._said = said
         self._names = {category.id: category.name for category in self.all}
         self._ids = {category.name: category.id for category in reversed(self.all)}
         self._typed = {(category.name, category.type): category.id for category in reversed(self.all)}
 
     def id_of(self, name: str, kind: wire.CategoryType) -> str | None:
         """The id, or `None` where nobody knows the name."""
-        return self._typed.get((name, kind)) or self._ids.get(name)
+        return self._typed.get((name, kind)) or self._ids.get(name) or self._said.get(name)
 
     def name_of(self, category_id: str) -> str | None:
         """The name, or `None` where nobody knows the id."""
@@ -118,6 +130,8 @@ def metadata(info: SampleInfo, categories: Categories) -> wire.ImageMetadata:
     """A sample as the Loop's upload has it (5.2). It holds no annotated outlines, and one annotated class an image."""
     size = info.width, info.height
     prediction = info.prediction or Prediction()
+    if said := prediction.extra.get(SAID):
+        categories = Categories(categories.all, said)
     shapes = found(prediction.detections, prediction.model_version, categories, size=size, flat=True)
     told = wire.ImageMetadata(
         **asdict(shapes),

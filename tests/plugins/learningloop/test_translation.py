@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loopcore_learningloop import wire
 from loopcore_learningloop.translation import (
+    SAID,
     Categories,
     annotations_in,
     annotations_of,
@@ -144,6 +145,15 @@ def test_what_the_loop_has_no_words_for_is_left_out() -> None:
     )
     told = metadata(structs.replace(make_sample(1).info, annotations=said), CATEGORIES)
     assert annotations_in(told) == (Classification(label="day"),)
+
+
+def test_ids_that_a_client_has_sent_stand_where_the_loop_knows_no_name() -> None:
+    shapes = tuple(Box(label=label, x=1, y=1, width=5, height=5) for label in ("penguin", "stranger", "nobody"))
+    prediction = Prediction(detections=shapes, extra={SAID: {"penguin": "7", "stranger": "8"}})
+    info = structs.replace(make_sample(1).info, prediction=prediction, annotations=shapes, width=64, height=48)
+    told = metadata(info, CATEGORIES)
+    assert [one.category_id for one in told.box_detections] == ["1", "8", None]
+    assert [one.category_id for one in told.box_annotations] == ["1", "8", None]
 
 
 def test_upload_names_each_tag_once_and_knows_when_the_image_was_taken() -> None:

@@ -17,7 +17,7 @@ from loopcore_learningloop.detector.refusal import Refusal
 from loopcore_learningloop.detector.wishes import Wish, now
 from loopcore_learningloop.platform import Platform
 from loopcore_learningloop.tolerant import Said
-from loopcore_learningloop.translation import Categories, found
+from loopcore_learningloop.translation import SAID, Categories, found
 
 _log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class Detector:
             _log.warning("What a client says of an image is kept but for this: %s", note)
         prediction = None
         if said.detections or said.category_ids:
-            extra = {packages.EXTRA: {"category_ids": said.category_ids}} if said.category_ids else {}
+            extra = {SAID: said.category_ids} if said.category_ids else {}
             prediction = Prediction(detections=tuple(said.detections), model_version=said.model, extra=extra)
         await self._service.keep(
             image,
@@ -173,11 +173,10 @@ class Detector:
             LoopcoreError: As `Service.set_model`.
         """
         choices = {theirs: ours for ours, theirs in _VERSION_CONTROL.items()}
-        choice = choices.get(wish) or wish
-        if choice is wish and not _VERSION.fullmatch(wish):
+        if wish not in choices and not _VERSION.fullmatch(wish):
             raise Refusal("Invalid version number")
         try:
-            await self._service.set_model(choice)
+            await self._service.set_model(choices.get(wish, wish))
         except ModelError as exc:
             raise Refusal(str(exc)) from exc
         except RemoteError as exc:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import socketio
+from loopcore_learningloop.translation import SAID
 
 from loopcore.testing import NullBackend, make_jpeg, make_picture
 from loopcore.types import Box, Frame, Point, Prediction, SampleInfo, Segmentation
@@ -215,7 +216,7 @@ async def test_an_upload_can_be_urgent_annotated_and_for_a_state(start: Start) -
     assert (info.urgent, info.state) == (True, "trash")
     assert [type(one).__name__ for one in info.annotations or ()] == ["Box", "Point", "Classification"]
     assert info.prediction is not None
-    assert info.prediction.extra == {"learningloop": {"category_ids": {"cup": "i"}}}
+    assert info.prediction.extra == {SAID: {"cup": "i"}}
 
 
 async def test_one_bad_field_loses_neither_the_picture_nor_the_rest(start: Start) -> None:

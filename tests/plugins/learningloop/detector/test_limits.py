@@ -19,6 +19,7 @@ from loopcore_learningloop.detector.sockets import PATH, Sockets
 
 from loopcore.config import ServerTable
 from loopcore.hookspecs import Mount
+from loopcore.options import Secret
 from loopcore.server import application, listen, patience
 
 pytestmark = pytest.mark.anyio
@@ -61,11 +62,11 @@ def events() -> Gated:
 @pytest.fixture
 def serve(events: Gated) -> Serve:
     @asynccontextmanager
-    async def serving(load: Load | None = None) -> AsyncIterator[str]:
+    async def serving(load: Load | None = None, **keys: Any) -> AsyncIterator[str]:
         app = Sockets(events, load)
         mounts = [Mount(path=PATH, app=app, run=app.run)]
         listener = listen("127.0.0.1", 0)
-        whole = application(None, ServerTable(port=0), mounts, is_ready=lambda: True)  # type: ignore[arg-type]
+        whole = application(None, ServerTable(port=0, **keys), mounts, is_ready=lambda: True)  # type: ignore[arg-type]
         with fail_after(30):
             async with create_task_group() as group:
                 await group.start(listener.serve, whole, mounts)
@@ -118,6 +119,17 @@ async def test_a_client_that_only_polls_is_served(serve: Serve, events: Gated) -
     async with serve() as url, connected(url, transports=["polling"]) as client:
         for size in (10, 70_000, 700_000):
             assert await client.call("upload", bytes(size), timeout=20) == {"size": size}
+
+
+async def test_a_token_is_asked_for_before_a_session_begins(serve: Serve, events: Gated) -> None:
+    async with serve(token=Secret("open sesame")) as url:
+        for headers in ({}, {"Authorization": "Bearer wrong"}):
+            for transport in ("polling", "websocket"):
+                with pytest.raises(socketio.exceptions.ConnectionError):
+                    async with connected(url, transports=[transport], headers=headers):
+                        pass
+        async with connected(url, headers={"Authorization": "Bearer open sesame"}) as client:
+            assert await client.call("about", timeout=20) == {"size": 0}
 
 
 async def test_a_message_beyond_the_largest_ends_the_connection(serve: Serve, events: Gated) -> None:
