@@ -14,14 +14,14 @@ from loopcore_learningloop.platform import Platform
 def loopcore_mounts(service: Service, drivers: Sequence[Driver]) -> Sequence[Mount]:
     """The routes and events that the reference's clients know."""
     from loopcore_learningloop import backdoor
-    from loopcore_learningloop.detector import Detector, Events, Rest, Sockets
+    from loopcore_learningloop.detector import Controls, Detector, Events, Rest, Sockets
     from loopcore_learningloop.detector.sockets import PATH
 
     platforms = [driver for driver in drivers if isinstance(driver, Platform)]
     is_open = any(platform.options.backdoor for platform in platforms)
-    detector = Detector(service, platforms)
-    rest = Rest(detector, backdoor=is_open)
-    sockets = Sockets(Events(detector))
+    detector, controls = Detector(service), Controls(service, platforms)
+    rest = Rest(detector, controls, backdoor=is_open)
+    sockets = Sockets(Events(detector, controls))
     mounts = [*(Mount(path=path, app=rest) for path in rest.paths), Mount(path=PATH, app=sockets, run=sockets.run)]
     if is_open and any(isinstance(driver, Trainer) for driver in drivers):
         mounts.append(Mount(path=backdoor.PATH, app=backdoor.ForceStatus(platforms)))

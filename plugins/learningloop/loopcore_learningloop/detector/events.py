@@ -12,6 +12,7 @@ from anyio import CapacityLimiter, create_task_group
 from loopcore.errors import FrameError, LoopcoreError, NotReadyError
 from loopcore.types import Image, Keep
 from loopcore_learningloop import wire
+from loopcore_learningloop.detector.controls import Controls
 from loopcore_learningloop.detector.detector import Detector
 from loopcore_learningloop.detector.pictures import image_of
 from loopcore_learningloop.detector.refusal import Refusal
@@ -37,11 +38,13 @@ class Events:
     """What is done on each event.
 
     Args:
-        detector: Does it.
+        detector: What is done with images.
+        controls: What is done otherwise.
     """
 
-    def __init__(self, detector: Detector) -> None:
+    def __init__(self, detector: Detector, controls: Controls) -> None:
         self._detector = detector
+        self._controls = controls
         self._handles: dict[str, _Handle] = {
             "detect": self._detect,
             "batch_detect": self._batch_detect,
@@ -115,27 +118,27 @@ class Events:
         return {**_OK, "notes": said.notes} if said.notes else _OK
 
     async def _info(self, _: Any) -> Ack:
-        return await self._detector.info()
+        return await self._controls.info()
 
     async def _about(self, _: Any) -> Ack:
-        return await self._detector.about()
+        return await self._controls.about()
 
     async def _get_model_version(self, _: Any) -> Ack:
-        return await self._detector.model_version()
+        return await self._controls.model_version()
 
     async def _set_model_version_mode(self, data: Any) -> Ack:
-        await self._detector.set_model_version(str(data))
+        await self._controls.set_model_version(str(data))
         return _OK
 
     async def _get_outbox_mode(self, _: Any) -> Ack:
-        return {"outbox_mode": await self._detector.outbox_mode()}
+        return {"outbox_mode": await self._controls.outbox_mode()}
 
     async def _set_outbox_mode(self, data: Any) -> Ack:
-        await self._detector.set_outbox_mode(str(data))
+        await self._controls.set_outbox_mode(str(data))
         return _OK
 
     async def _soft_reload(self, _: Any) -> Ack:
-        await self._detector.reload()
+        await self._controls.reload()
         return _OK
 
 
@@ -159,5 +162,5 @@ def _wish(table: Mapping[str, Any]) -> Wish:
     autoupload = table.get("autoupload")
     keep = Keep.SELECTED if autoupload is None else AUTOUPLOAD.get(autoupload) if isinstance(autoupload, str) else None
     if keep is None:
-        _log.warning("A client's autoupload is not known, and nothing is uploaded: %.100r", autoupload)
+        _log.debug("A client's autoupload is not known, and nothing is uploaded: %.100r", autoupload)
     return wish_of(table, Keep.NONE if keep is None else keep)

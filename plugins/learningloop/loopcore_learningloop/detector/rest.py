@@ -10,6 +10,7 @@ from loopcore.errors import FrameError, LoopcoreError
 from loopcore.forms import Field
 from loopcore.hookspecs import until_gone
 from loopcore.types import Encoded
+from loopcore_learningloop.detector.controls import Controls
 from loopcore_learningloop.detector.detector import Detector
 from loopcore_learningloop.detector.openapi import describe, page
 from loopcore_learningloop.detector.refusal import Refusal, retry_after, status_of
@@ -30,12 +31,14 @@ class Rest:
     """The ASGI application behind all routes.
 
     Args:
-        detector: What it does.
+        detector: What is done with images.
+        controls: What is done otherwise.
         backdoor: Offer `/reset`, too (9.5).
     """
 
-    def __init__(self, detector: Detector, *, backdoor: bool = False) -> None:
+    def __init__(self, detector: Detector, controls: Controls, *, backdoor: bool = False) -> None:
         self._detector = detector
+        self._controls = controls
         self._routes: dict[str, dict[str, _Handle]] = {
             "/detect": {"POST": self._detect},
             "/upload": {"POST": self._upload},
@@ -112,28 +115,28 @@ class Rest:
     # The model and the modes
 
     async def _about(self, _: Request) -> Answer:
-        return answer_json(await self._detector.about())
+        return answer_json(await self._controls.about())
 
     async def _model_version(self, _: Request) -> Answer:
-        return answer_json(await self._detector.model_version())
+        return answer_json(await self._controls.model_version())
 
     async def _set_model_version(self, request: Request) -> Answer:
-        await self._detector.set_model_version(await request.word())
+        await self._controls.set_model_version(await request.word())
         return _OK
 
     async def _operation_mode(self, _: Request) -> Answer:
-        return answer_text(await self._detector.operation_mode())
+        return answer_text(await self._controls.operation_mode())
 
     async def _set_operation_mode(self, request: Request) -> Answer:
-        await self._detector.set_operation_mode(await request.word())
+        await self._controls.set_operation_mode(await request.word())
         return _OK
 
     async def _outbox_mode(self, _: Request) -> Answer:
-        return answer_text(await self._detector.outbox_mode())
+        return answer_text(await self._controls.outbox_mode())
 
     async def _set_outbox_mode(self, request: Request) -> Answer:
         try:
-            await self._detector.set_outbox_mode(await request.word())
+            await self._controls.set_outbox_mode(await request.word())
         except Refusal as exc:
             raise Refusal(f"Could not set outbox mode: {exc}", status=exc.status) from exc
         return _OK
@@ -141,13 +144,13 @@ class Rest:
     # For tests and repairs
 
     async def _debug_logging(self, request: Request) -> Answer:
-        return await _switch(request, self._detector.set_debug_logging)
+        return await _switch(request, self._controls.set_debug_logging)
 
     async def _socketio(self, request: Request) -> Answer:
-        return await _switch(request, self._detector.set_connected)
+        return await _switch(request, self._controls.set_connected)
 
     async def _reset(self, _: Request) -> Answer:
-        return answer_json(await self._detector.reset())
+        return answer_json(await self._controls.reset())
 
     async def _docs(self, _: Request) -> Answer:
         return answer_text(

@@ -31,13 +31,14 @@ MESSAGE_BYTES = 64 * 1024 * 1024
 """The largest message: a picture of 4K as an array has 25 MB (4.2)."""
 
 MAX_TEXT = 4 * 1024 * 1024
-"""Of an event without its pictures, in characters."""
+"""Of an event without its pictures, in characters: the library looks for JSON in all that comes."""
 
 MAX_ATTACHMENTS = 1000
 """Of an event; more than one may use, so that a client is told so."""
 
 MAX_CLIENTS = 128
 
+_BETWEEN = b"\x1e"
 _LOOKING = frozenset({"detect", "batch_detect"})
 _serving: ContextVar[Traffic | None] = ContextVar("_serving", default=None)
 _wire = logging.getLogger(f"{__name__}.wire")
@@ -94,7 +95,8 @@ class Sockets:
         async def next_message() -> Message:
             if await traffic.has_room():
                 message = await receive()
-                if traffic.gather(len(message.get("bytes") or message.get("text") or "")):
+                text, data = message.get("text") or "", message.get("bytes") or b""
+                if len(text) <= MAX_TEXT and traffic.gather(len(text) + len(data)):
                     return message
             return {"type": "websocket.disconnect", "code": 1013}
 
@@ -114,7 +116,8 @@ class Sockets:
         body = await read_body(receive)
         if body is None:
             return
-        if not self._polling.gather(len(body)):
+        if not self._polling.gather(len(body)) or _is_wordy(body):
+            self._polling.forget()
             await _refuse(scope, send)
             return
         token = _serving.set(self._polling)
@@ -143,6 +146,13 @@ def _session(scope: Scope) -> str:
     return parse_qs(query.decode("latin-1")).get("sid", [""])[0]
 
 
+def _is_wordy(body: bytes) -> bool:
+    """Whether a packet among those of a poll is too long a text; `b` begins one that is no text."""
+    return len(body) > MAX_TEXT and any(
+        len(packet) > MAX_TEXT and not packet.startswith(b"b") for packet in body.split(_BETWEEN)
+    )
+
+
 async def _refuse(scope: Scope, send: Send) -> None:
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1013})
@@ -156,8 +166,6 @@ class _Packet(socketio.packet.Packet):  # type: ignore[misc]
     """A packet of Socket.IO with an end to what a client may announce."""
 
     def decode(self, encoded_packet: str) -> int:
-        if len(encoded_packet) > MAX_TEXT:
-            raise ValueError("the event is too long")
         announced: int = super().decode(encoded_packet)
         if announced > MAX_ATTACHMENTS:
             raise ValueError("the event has too many attachments")

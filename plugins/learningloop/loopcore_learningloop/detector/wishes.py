@@ -61,7 +61,7 @@ def _time(text: str) -> datetime | None:
     try:
         return read_time(text)
     except ValueError as exc:
-        _log.warning("A client's creation date is left out: %s value=%s", exc, text[:100])
+        _log.debug("A client's creation date is left out: %s value=%s", exc, text[:100])
         return None
 
 

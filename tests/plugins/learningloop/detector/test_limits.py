@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from io import BytesIO
 from typing import Any
 
 import aiohttp
@@ -182,12 +183,25 @@ async def test_pictures_of_an_event_that_never_comes_whole_are_counted_too(serve
     assert not events.begun
 
 
+async def test_a_text_has_an_end_whatever_the_transport(serve: Serve, events: Gated) -> None:
+    text = '42["upload","' + "x" * sockets.MAX_TEXT + '"]'
+    async with serve() as url:
+        async with by_hand(url) as socket:
+            await socket.send_str(text)
+            await ended(socket)
+        async with connected(url, transports=["polling"]) as client, aiohttp.ClientSession() as session:
+            poll = f"{url}{PATH}/?EIO=4&transport=polling&sid={client.eio.sid}"
+            async with session.post(poll, data=BytesIO(text.encode())) as answer:
+                assert answer.status == 503
+            assert await client.call("upload", "x", timeout=20) == {"size": 1}
+    assert events.begun == ["x"]
+
+
 @pytest.mark.parametrize(
     "packet",
     [
         "45" + "9" * 9 + '-["upload"]',
         '451001-["upload"]',
-        '42["upload","' + "x" * sockets.MAX_TEXT + '"]',
         "42" + "[" * 100_000,
         "42" + json.dumps({"upload": 1}),
         "42[]", '42[null]', "42", "4", "44", "47", "49", "x", '451-["upload",{"_placeholder":true,"num":7}]',

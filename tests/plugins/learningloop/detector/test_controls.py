@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from loopcore_learningloop.detector import Detector
+from loopcore_learningloop.detector import Controls
 from loopcore_learningloop.detector.refusal import Refusal
 
 from loopcore.errors import AuthError, ConversionError, ModelError, NotReadyError, RemoteError, RetryableError
@@ -59,12 +59,12 @@ class Told(RecordingService):
 async def test_versions_are_told_as_the_reference_tells_them(
     status: dict[str, Any], target: str, loop: str, control: str
 ) -> None:
-    detector = Detector(Told(status | {"models": ["1.1", "1.0"]}), [])
-    assert await detector.model_version() == {
+    controls = Controls(Told(status | {"models": ["1.1", "1.0"]}), [])
+    assert await controls.model_version() == {
         "current_version": "1.1", "target_version": target, "loop_version": loop, "local_versions": ["1.1", "1.0"],
         "version_control": control,
     }  # fmt: skip
-    about = await detector.about()
+    about = await controls.about()
     assert (about["target_model"], about["version_control"]) == (None if target == "None" else target, control)
 
 
@@ -79,13 +79,13 @@ async def test_versions_are_told_as_the_reference_tells_them(
     ],
 )
 async def test_info_says_whether_a_model_is_on_its_way(state: str, words: str) -> None:
-    detector = Detector(Told({"rollouts": [ROLLOUT | {"state": state}]}, version=None), [])
-    assert await detector.info() == {"status": words}
-    assert (await detector.about())["model_info"] is None
+    controls = Controls(Told({"rollouts": [ROLLOUT | {"state": state}]}, version=None), [])
+    assert await controls.info() == {"status": words}
+    assert (await controls.about())["model_info"] is None
 
 
 async def test_a_model_from_elsewhere_has_its_labels_as_categories() -> None:
-    model = await Detector(Told({}), []).info()
+    model = await Controls(Told({}), []).info()
     assert (model["id"], model["version"], model["organization"], model["project"]) == ("abc", "1.1", "", "")
     assert [(one["id"], one["name"]) for one in model["categories"]] == [("", "cup")]
 
@@ -95,7 +95,7 @@ async def test_a_model_from_elsewhere_has_its_labels_as_categories() -> None:
 )
 async def test_a_choice_is_handed_on_in_our_words(word: str, choice: str) -> None:
     service = Told({})
-    await Detector(service, []).set_model_version(word)
+    await Controls(service, []).set_model_version(word)
     assert service.chosen == [choice]
 
 
@@ -103,7 +103,7 @@ async def test_a_choice_is_handed_on_in_our_words(word: str, choice: str) -> Non
 async def test_what_is_no_version_is_not_handed_on(word: str) -> None:
     service = Told({})
     with pytest.raises(Refusal, match="Invalid version number") as caught:
-        await Detector(service, []).set_model_version(word)
+        await Controls(service, []).set_model_version(word)
     assert caught.value.status == 400
     assert not service.chosen
 
@@ -120,15 +120,15 @@ async def test_what_is_no_version_is_not_handed_on(word: str) -> None:
 )
 async def test_a_choice_that_fails_is_a_refusal_in_one_sentence(failure: Exception, words: str) -> None:
     with pytest.raises(Refusal) as caught:
-        await Detector(Told({}, failure=failure), []).set_model_version("7")
+        await Controls(Told({}, failure=failure), []).set_model_version("7")
     assert (str(caught.value), caught.value.status) == (words, 400)
 
 
 async def test_a_node_without_a_backend_says_so() -> None:
     with pytest.raises(NotReadyError):
-        await Detector(Told({}, failure=NotReadyError("this node has no [backend]")), []).set_model_version("7")
+        await Controls(Told({}, failure=NotReadyError("this node has no [backend]")), []).set_model_version("7")
 
 
 @pytest.mark.parametrize(("held", "told"), [(False, "idle"), (True, "detecting")])
 async def test_updates_that_others_hold_show_as_detecting(held: bool, told: str) -> None:
-    assert await Detector(Told({"updates_held": held}), []).operation_mode() == told
+    assert await Controls(Told({"updates_held": held}), []).operation_mode() == told
