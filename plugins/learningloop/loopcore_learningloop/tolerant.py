@@ -188,7 +188,7 @@ class _Reader:
         for index, item in enumerate(items):
             try:
                 found = make(item, is_detection)
-            except (_UnreadableError, msgspec.ValidationError, OverflowError) as exc:
+            except (_UnreadableError, msgspec.ValidationError, OverflowError, UnicodeError) as exc:
                 self._note(f"{key}[{index}] is left out: {exc}")
                 continue
             self._said.model = self._said.model or _text(item.get("model_name"))

@@ -179,6 +179,7 @@ async def test_faults_are_answered_in_their_order_and_then_the_truth(
         with pytest.raises(httpx.TransportError):
             await client.get(f"{PROJECT}/data")
     assert (await client.get(f"{PROJECT}/data")).status_code == 200
+    await loop.calls.wait(8)
     assert [call.name for call in loop.calls] == ["login"] + 7 * ["data"]
 
 
